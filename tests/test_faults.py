@@ -17,5 +17,7 @@ ALONE = {"s02_locks", "f12_overload"}
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.alone if name in ALONE else ()) for name in DRILLS])
-def test_drill(name, tmp_path):
+def test_drill(name, tmp_path, monkeypatch):
+    # A machine that stands still makes no answer a late one.
+    monkeypatch.setenv("WEFT_DRILL_DEADLINE", "60")
     print(importlib.import_module(name).run(False, tmp_path))

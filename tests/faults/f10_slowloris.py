@@ -61,7 +61,7 @@ def drill(whole, folder, count):
     assert len(ended) == count, f"{count - len(ended)} of {count} were never closed"
     slowest = max(ended.values())
     # Ten seconds are the proxy's, the rest is for a machine that does something else, too.
-    assert slowest <= (15 if whole else 25), f"the slowest was closed after {slowest:.1f} s"
+    assert slowest <= (15 if whole else 45), f"the slowest was closed after {slowest:.1f} s"
     assert each <= 8 * 1024, f"{each:.0f} bytes each"
     text = (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
             f" each ({', '.join(forms)}); {len(load.done)} requests beside them, p99"
@@ -80,7 +80,7 @@ def watch(stuck, ended):
     selector = selectors.DefaultSelector()
     for s, began, more in stuck:
         selector.register(s, selectors.EVENT_READ, (began, more))
-    deadline, trickle = time.monotonic() + 30, time.monotonic() + 3
+    deadline, trickle = time.monotonic() + 60, time.monotonic() + 3
     while selector.get_map() and time.monotonic() < deadline:
         for key, _ in selector.select(0.5):
             try:

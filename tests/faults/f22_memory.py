@@ -219,7 +219,7 @@ def drill(whole, folder, bound, port, admin):
         killed = bound.killed()
     finally:
         proxy.terminate()
-        proxy.wait(30)
+        proxy.wait(60)
     text = (f"F22 memory: alive with {mib} MB ({bound.kind}; at most {peak >> 20} used);"
             f" shed: {', '.join(figures)}; others meanwhile {refused or 'all answered'};"
             f" everybody served again {slowest:.1f} s after")

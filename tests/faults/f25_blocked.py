@@ -109,5 +109,5 @@ def drill(whole, server, queries):
             f"service's change, {len(times):,} answered when theirs turned, p99 after {p99:.0f} ms")
     assert not woken and len(times) == queries, text
     assert each <= BYTES_MAX, text
-    assert p99 <= (500 if whole else 5_000), text
+    assert p99 <= (500 if whole else 20_000), text
     return text

@@ -57,7 +57,7 @@ def run(whole, folder):
     with origins[2], gateway(folder, origins[:2]) as (port, mesh):
         (pid,) = proxies(mesh)
         until("it is in sync", lambda: row(mesh)["state"] == "in sync")
-        load = Load(port, 100, pause + 120, deadline=pause + 20)
+        load = Load(port, 100, pause + 120, deadline=pause + (20 if whole else 60))
         runner = threading.Thread(target=load.run)
         runner.start()
         until("requests flow", lambda: len(load.done) > 50)
@@ -85,7 +85,7 @@ def run(whole, folder):
         hits, before = [one.hits() for one in origins], pushed(mesh)
         until("what came is asked", lambda: origins[2].hits() > hits[2] + 100)
         load.over = True
-        runner.join(pause + 60)
+        runner.join(pause + 100)
         assert not runner.is_alive(), "the load does not end"
         after = [one.hits() for one in origins]
         total = len(load.done)
@@ -96,7 +96,7 @@ def run(whole, folder):
         assert sum(after[:2]) == sum(hits[:2]) and after[2] > hits[2], text
         # Told once: nothing more is sent to a proxy that has it all.
         assert pushed(mesh) == before, f"{text}: {before}"
-        assert row(mesh)["rejected"] == "" and took <= (5 if whole else 15), text
+        assert row(mesh)["rejected"] == "" and took <= (5 if whole else 40), text
     if whole:
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:asyncio",
                                LEADER], capture_output=True, text=True, cwd=ROOT, timeout=600)
