@@ -144,7 +144,7 @@ def test_prometheus_discovery_finds_what_is_registered(server, tmp_path):
 
         register(server, Name="api", ID="a", Port=9100, Address="10.0.0.1",
                  Tags=["metrics", "x"], Meta={"version": "1"})
-        register(server, Name="api", ID="b", Port=9101, Tags=["metrics"], Check={"TTL": "60s"})
+        register(server, Name="api", ID="b", Port=9101, Tags=["metrics"], Check={"TTL": "1h"})
         register(server, Name="quiet", Port=1, Address="127.0.0.1")
         until("both are found", lambda: set(found()) == {"a", "b"})
         a, b = found()["a"], found()["b"]
@@ -173,10 +173,10 @@ def test_traefik_routes_to_what_is_registered_and_healthy(server, tmp_path):
             return {x.text if x.status_code == 200 else x.status_code for x in answers}
 
         register(server, Name="shop", ID="a", Port=a.port, Address="127.0.0.1",
-                 Check={"TTL": "60s", "Status": "passing"})
+                 Check={"TTL": "1h", "Status": "passing"})
         until("one answers", lambda: who("/shop") == {"a"})
         register(server, Name="shop", ID="b", Port=b.port, Address="127.0.0.1",
-                 Check={"TTL": "60s"})
+                 Check={"TTL": "1h"})
         register(server, Name="blog", Port=b.port, Address="127.0.0.1",
                  Tags=["traefik.http.routers.blog.rule=PathPrefix(`/b`)"])
         until("tags are followed", lambda: who("/b") == {"b"})

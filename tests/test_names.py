@@ -135,7 +135,7 @@ spec: {mtls: {mode: MODE}}
     told = until("it says what it comes to", lambda: condition())
     assert (told["status"], told["reason"]) == ("False", "NotEnforceable")
     assert "--pods=namespace" in told["message"]
-    assert "NotEnforceable" in empty.weft("status", check=False).stdout
+    until("status says so", lambda: "NotEnforceable" in empty.weft("status", check=False).stdout)
     empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "PERMISSIVE"))
     until("nothing is missing", lambda: condition()["status"] == "True")
     bad = empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "SOMETIMES"), check=False)
@@ -237,7 +237,7 @@ def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
     threading.Thread(target=far.serve_forever, daemon=True).start()
     with far, Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port,
               extra=["--pods=namespace"]) as mesh:
-        mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=60s")
+        mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=170s")
         pods = {p["metadata"]["name"]: [a["ip"] for a in p["status"]["podIPs"]]
                 for p in mesh.pods("demo")}
 

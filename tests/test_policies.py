@@ -137,7 +137,7 @@ def test_an_instance_that_fails_its_check_gets_nothing(tmp_path):
         apply(mesh, policy("check", targetRefs=[{"name": "origin"}],
                            outlier={"consecutiveErrors": 0},
                            # What answers is well, also on a busy machine.
-                           healthCheck={"path": "/check", "interval": "1s", "timeout": "1s"}))
+                           healthCheck={"path": "/check", "interval": "5s", "timeout": "5s"}))
         url = f"http://127.0.0.1:{port}/"
 
         def all_well():

