@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 /// (15000 and a few after it); and beside the range of the tests against real peers.
 const RANGE: std::ops::Range<u16> = 10_000..15_000;
 
-/// A port on which nobody listens, over TCP or UDP at any IPv4 address; each call of a process gives
-/// another one.
+/// A port on which nobody listens, over TCP or UDP at any IPv4 address; each call of a process
+/// gives another one.
 ///
 /// # Panics
 /// When every port of the range is taken.

@@ -3,10 +3,12 @@
 //! server name chooses, whether its TLS is ended, passed on unopened or closed. The same decisions
 //! as `tcp::accept` makes of real connections.
 
-use weft_model::Section;
 use weft_model::decide::{explain_rules, pick_section};
+use weft_model::{Rule, Section, value};
 
+use super::steps::of_silence;
 use super::{Explanation, Place, closed, forward, forwarded, not_taken, taken, whole};
+use crate::config::ProxyLimits;
 use crate::table::{GatewayEntry, Table};
 use crate::tcp::route::{self, Who};
 use crate::worker::Conn;
@@ -18,8 +20,26 @@ pub(super) enum Met {
     Http,
     /// Bytes are passed on unread.
     Bytes,
+    /// So are datagrams.
+    Datagrams,
 }
 
+const BYTES: &str = "its bytes are passed on unread";
+const DATAGRAMS: &str = "the listener takes datagrams, which are passed on unread, each flow to one \
+                         instance";
+/// What a policy says that counts for nothing where no request is read.
+const OF_REQUESTS: &[&str] = &[
+    value::REQUEST_TIMEOUT,
+    value::ATTEMPT_TIMEOUT,
+    value::IDLE_TIMEOUT,
+    value::STREAM_TIMEOUT,
+    value::IDLE_CONNECTIONS,
+    value::CONNECTION_REQUESTS,
+    value::STREAMS,
+    value::PINGS,
+    value::RETRY_BUDGET,
+    value::BODY,
+];
 const NO_NAME: &str = "the listener reads the server name of TLS, and this client begins without \
                        TLS; ask with https";
 const NO_TLS: &str = "the listener has no TLS, and this client begins with it; ask with http";
@@ -35,6 +55,7 @@ pub(super) fn met(entry: &GatewayEntry, place: &Place) -> Result<Met, String> {
     let ends = section.is_some_and(|s| s.tls.is_some());
     match (entry.passes_tls_on(), place.scheme == "https") {
         _ if entry.is_opaque() => return Ok(Met::Bytes),
+        _ if entry.takes_datagrams() => return Ok(Met::Datagrams),
         (true, false) => return Err(NO_NAME.into()),
         (true, true) if !ends => return Ok(Met::Bytes),
         (false, tls) if entry.tls.is_empty() => {
@@ -79,6 +100,7 @@ pub(super) fn gateway_bytes(
     conn: &Conn,
     out: &mut Explanation,
 ) {
+    let passed = if entry.takes_datagrams() { DATAGRAMS } else { BYTES };
     let name = conn.server_name.as_deref().unwrap_or_default();
     let who = Who::of(conn);
     if let Some(section) = pick_section(&entry.listener, name) {
@@ -91,7 +113,7 @@ pub(super) fn gateway_bytes(
         Ok(found) => {
             out.route = Some(taken(&found));
             forward(table, &found, None, out);
-            unread(out);
+            unread(Some(found.rule), passed, out);
         }
         Err(why) => out.answer = closed(why),
     }
@@ -105,21 +127,29 @@ pub(super) fn tunnel(table: &Table, host: &str, port: u16, conn: &Conn, out: &mu
         return;
     };
     out.target = format!("{} port {port}", met.entry.host.name);
-    match (met.found, met.entry.default_backend(met.port)) {
+    let rule = met.found.as_ref().map(|found| found.rule);
+    match (&met.found, met.entry.default_backend(met.port)) {
         (Some(found), _) => {
-            out.route = Some(taken(&found));
-            forward(table, &found, None, out);
+            out.route = Some(taken(found));
+            forward(table, found, None, out);
         }
         (None, Some(backend)) => whole(backend, out),
         (None, None) => out.answer = closed(met.entry.why_missing(met.port)),
     }
-    unread(out);
+    unread(rule, BYTES, out);
 }
 
-/// Nobody on the way answers for what nobody reads.
-fn unread(out: &mut Explanation) {
+/// Nobody on the way answers for what nobody reads, and what only requests have counts for none.
+fn unread(rule: Option<&Rule>, passed: &str, out: &mut Explanation) {
+    let limits = ProxyLimits::default();
+    let idle =
+        if passed == DATAGRAMS { limits.udp_idle_timeout } else { limits.tunnel_idle_timeout };
+    out.steps.retain(|step| !OF_REQUESTS.contains(&&*step.what));
     match &*out.answer.kind {
-        "forwarded" => out.answer = forwarded("its bytes are passed on unread".into()),
+        "forwarded" => {
+            out.steps.extend(of_silence(rule, idle));
+            out.answer = forwarded(passed.into());
+        }
         _ => out.answer = closed(std::mem::take(&mut out.answer.text)),
     }
 }

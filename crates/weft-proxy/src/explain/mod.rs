@@ -164,7 +164,7 @@ fn at_gateway(
             let arrived = arrived::read(request)?;
             asked_http(table, conn, arrived.cleaned(conn, Some(entry.listener.edge))?, out);
         }
-        Met::Bytes => doors::gateway_bytes(table, entry, conn, out),
+        Met::Bytes | Met::Datagrams => doors::gateway_bytes(table, entry, conn, out),
     }
     Ok(())
 }

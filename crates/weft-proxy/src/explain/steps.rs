@@ -2,6 +2,8 @@
 //! What a rule does beside choosing, one line each with the object and field that say
 //! so. Fields are named as the object's own kind writes them.
 
+use std::time::Duration;
+
 use weft_model::decide::{Found, Request};
 use weft_model::{
     AbortAnswer, Action, Cache, Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry,
@@ -52,6 +54,18 @@ pub fn of_timing(rule: &Rule) -> Vec<Step> {
         out.push(step_of(rule, "session", "session", kept(session), fields));
     }
     out
+}
+
+/// How long a connection or flow of bytes may be silent, and last; `usual` is what nobody wrote.
+pub fn of_silence(rule: Option<&Rule>, usual: Duration) -> Vec<Step> {
+    let of = |what, ms: Option<u64>, field| {
+        Some(step_of(rule?, what, what, shown_ms(ms?), (field, "timeout")))
+    };
+    let (idle, longest) = rule.map_or((None, None), |r| (r.timeouts.idle_ms, r.timeouts.stream_ms));
+    let usual = || default_step(value::IDLE_TIMEOUT, format!("{} ms", usual.as_millis()));
+    let idle = of(value::IDLE_TIMEOUT, idle, "timeouts.idle").unwrap_or_else(usual);
+    let longest = of(value::STREAM_TIMEOUT, longest, "timeouts.stream");
+    [Some(idle), longest].into_iter().flatten().collect()
 }
 
 /// A line of a rule's value, by its own object unless another one set it; fields as Gateway API

@@ -5,7 +5,7 @@
 mod control;
 mod dump;
 mod explained;
-mod stats;
+pub(super) mod stats;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;

@@ -255,14 +255,12 @@ async fn tls_where_there_is_none_is_explained_as_closed() {
     }
 }
 
-/// Where bytes are passed on as they are nobody reads which name they ask for.
-#[test]
-fn a_name_that_nobody_reads_is_explained_as_none() {
+/// What is said of a client of a listener whose bytes or datagrams nobody reads.
+fn passed_on(protocol: Protocol, hosts: &[&str], idle_ms: Option<u64>) -> Explanation {
     let at = "127.0.0.1:1".parse().unwrap();
-    let mut all =
-        service("raw", Protocol::Tcp, BackendPolicy::default(), vec![endpoint("raw", at)]);
+    let mut all = service("raw", protocol, BackendPolicy::default(), vec![endpoint("raw", at)]);
     let (name, _) = gateway(None);
-    let opaque = Section { name: "l".into(), hostname: None, protocol: Protocol::Tcp, tls: None };
+    let opaque = Section { name: "l".into(), hostname: None, protocol, tls: None };
     let binds = vec!["127.0.0.1:0".parse().unwrap()];
     let kind = ListenerKind::Gateway(GatewayListener::new(binds, vec![opaque]));
     all.push((
@@ -271,7 +269,8 @@ fn a_name_that_nobody_reads_is_explained_as_none() {
     ));
     let mut of_rule = rule("/", Action::Forward(vec![to("raw", "", 1)]));
     of_rule.matches.clear();
-    let mut route = gateway_route("r", &["a.x"], vec![of_rule]);
+    of_rule.timeouts.idle_ms = idle_ms;
+    let mut route = gateway_route("r", hosts, vec![of_rule]);
     if let Resource::Route(Route { parent: Parent::Listener { sections, .. }, .. }) = &mut route.1 {
         *sections = vec!["l".into()];
     }
@@ -286,7 +285,37 @@ fn a_name_that_nobody_reads_is_explained_as_none() {
         server_name: Some("a.x".into()),
     };
     let request = Request::builder().uri("/").header("host", "a.x").body(()).unwrap();
-    let said = explain(&table, &place, &request);
+    explain(&table, &place, &request)
+}
+
+/// Where bytes are passed on as they are nobody reads which name they ask for.
+#[test]
+fn a_name_that_nobody_reads_is_explained_as_none() {
+    let said = passed_on(Protocol::Tcp, &["a.x"], None);
     assert_eq!(said.answer.kind, "closed", "{said:?}");
     assert!(said.answer.text.contains("no server name is read here"), "{said:?}");
+}
+
+/// What only requests have is not said of bytes: a connection may be silent for an hour, a flow of
+/// datagrams for a minute, and nothing of it is sent again.
+#[test]
+fn bytes_and_datagrams_are_explained_by_their_own_times() {
+    for (protocol, idle_ms, idle, by) in [
+        (Protocol::Tcp, None, "3600000 ms", "weft's default"),
+        (Protocol::Udp, None, "60000 ms", "weft's default"),
+        (Protocol::Tcp, Some(5_000), "5000 ms", "HTTPRoute shop/r"),
+        (Protocol::Udp, Some(0), "no limit", "HTTPRoute shop/r"),
+    ] {
+        let said = passed_on(protocol, &[], idle_ms);
+        let datagrams = said.answer.text.contains("datagrams");
+        assert_eq!(datagrams, protocol == Protocol::Udp);
+        assert_eq!(said.answer.kind, "forwarded");
+        assert!(said.answer.text.contains("unread"), "{said:?}");
+        let told: Vec<_> =
+            said.steps.iter().filter(|step| step.what == value::IDLE_TIMEOUT).collect();
+        let [told] = told.as_slice() else { panic!("{said:?}") };
+        assert_eq!((&*told.value, &*told.object), (idle, by), "{said:?}");
+        let of_requests = [value::REQUEST_TIMEOUT, value::RETRY_BUDGET, value::IDLE_CONNECTIONS];
+        assert!(!said.steps.iter().any(|step| of_requests.contains(&&*step.what)), "{said:?}");
+    }
 }

@@ -14,6 +14,7 @@ use weft_identity::outside::Shown;
 use weft_model::decide::pick_section;
 
 use super::value::{Entry, Part, Pattern, Sink};
+use crate::observe::admin::stats::percent_decoded;
 use crate::observe::facts::Session;
 use crate::table::Door;
 use crate::upstream::pool::Wire;
@@ -33,6 +34,13 @@ pub enum More {
         query: bool,
     },
     QueryParam(Arc<str>),
+    Query {
+        decoded: bool,
+    },
+    /// The name that is asked for: the TLS server name before the host, or the host.
+    Asked {
+        host_first: bool,
+    },
     Environment(Option<Arc<str>>),
     FilterChain,
     LogType,
@@ -97,7 +105,15 @@ const NEVER: &[&str] = &[
     "DOWNSTREAM_DETECTED_CLOSE_TYPE", "UPSTREAM_LOCAL_CLOSE_REASON",
     "UPSTREAM_DETECTED_CLOSE_TYPE", "UPSTREAM_HOSTS_ATTEMPTED", "UPSTREAM_HOST_NAMES_ATTEMPTED",
     "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", "UPSTREAM_CONNECTION_IDS_ATTEMPTED", "UNIQUE_ID",
-    "SPAN_ID",
+    "SPAN_ID", "BYTES_RETRANSMITTED", "PACKETS_RETRANSMITTED", "DOWNSTREAM_CX_RTT",
+    "REQUEST_TX_DURATION", "LOCAL_REPLY_BODY", "ROUTE_RESOLUTION_COUNT", "ROUTE_RESOLUTION_TIME_US",
+    "UPSTREAM_SERVER_NAME", "UPSTREAM_TLS_GROUP", "DOWNSTREAM_TLS_GROUP",
+    "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN", "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1", "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
+    "DOWNSTREAM_PEER_CHAIN_SERIALS", "DOWNSTREAM_PEER_ISSUER_SERIAL",
+    "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
 ];
 
 thread_local! {
@@ -140,6 +156,12 @@ pub fn with_argument(name: &str, argument: Option<&str>) -> Result<Option<More>,
             None | Some("") => Err("it names no parameter".into()),
             Some(name) => Ok(Some(More::QueryParam(name.into()))),
         },
+        "QUERY_PARAMS" => match argument.unwrap_or("ORIG") {
+            "" | "ORIG" => Ok(Some(More::Query { decoded: false })),
+            "DECODED" => Ok(Some(More::Query { decoded: true })),
+            _ => Err("ORIG (as they were sent) or DECODED".into()),
+        },
+        "REQUESTED_SERVER_NAME" => asked(argument.unwrap_or_default()),
         "ENVIRONMENT" => match argument {
             None | Some("") => Err("it names no variable".into()),
             #[allow(clippy::disallowed_methods)] // A format asks for it, when it is read.
@@ -219,6 +241,22 @@ fn between(argument: &str) -> Result<More, String> {
         )),
     };
     Ok(More::Between(point(start)?, point(end)?, unit))
+}
+
+/// `SNI_ONLY`, or which is shown first; and which host: weft has the one that the client sent.
+fn asked(argument: &str) -> Result<Option<More>, String> {
+    let (first, host) = argument.split_once(':').unwrap_or((argument, "ORIG_OR_HOST"));
+    let host_first = match first {
+        "" | "SNI_ONLY" => return Ok(None),
+        "SNI_FIRST" => false,
+        "HOST_FIRST" => true,
+        _ => return Err("SNI_ONLY, SNI_FIRST or HOST_FIRST".into()),
+    };
+    match host {
+        "ORIG" | "ORIG_OR_HOST" => Ok(Some(More::Asked { host_first })),
+        "HOST" => Err("the host behind a rewrite is not recorded; write ORIG".into()),
+        _ => Err("ORIG or ORIG_OR_HOST".into()),
+    }
 }
 
 /// `WQ` or `NQ`, and which path: weft has the one that the client sent.
@@ -309,6 +347,18 @@ impl More {
                 let pairs = query.into_iter().flat_map(|query| query.split('&'));
                 let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
                 sink.some(pairs.find(|(key, _)| *key == &**name).map(|(_, value)| value))
+            }
+            Self::Query { decoded } => {
+                let query = entry.record().and_then(|record| record.uri.query());
+                match (decoded, query) {
+                    (true, Some(query)) => sink.text(percent_decoded(query).as_bytes()),
+                    (_, query) => sink.some(query),
+                }
+            }
+            Self::Asked { host_first } => {
+                let host = entry.record().and_then(|record| record.authority.as_deref());
+                let name = entry.conn().server_name.as_deref();
+                sink.some(if *host_first { host } else { name.or(host) })
             }
             Self::Environment(value) => sink.some(value.as_deref()),
             Self::FilterChain => filter_chain(entry, sink),

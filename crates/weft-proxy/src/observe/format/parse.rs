@@ -302,6 +302,8 @@ fn plain(
     };
     match argument {
         None | Some("") => Ok(operator),
+        // What of the rest of its arguments it means, `with_argument` said.
+        Some(_) if name == "REQUESTED_SERVER_NAME" => Ok(operator),
         Some(_) => Err(wrong("it takes no argument")),
     }
 }

@@ -117,6 +117,10 @@ fn every_operator_shows_what_envoys_does() {
         ("%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", "127.0.0.1:8000 8000"),
         ("%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %VIRTUAL_CLUSTER_NAME%", "- - -"),
         ("%REQUESTED_SERVER_NAME% %DOWNSTREAM_PEER_URI_SAN%", "a.example -"),
+        ("%REQUESTED_SERVER_NAME(SNI_FIRST)%", "a.example"),
+        ("%REQUESTED_SERVER_NAME(HOST_FIRST:ORIG)%", "user:80"),
+        ("%REQUESTED_SERVER_NAME(SNI_ONLY:HOST)%", "a.example"),
+        ("%QUERY_PARAMS% %QUERY_PARAMS(ORIG)% %QUERY_PARAMS(DECODED)%", "b=%22c b=%22c b=\\\"c"),
         ("%ROUTE_NAME%", "HTTPRoute shop/users spec.rules[0]"),
         ("%TRACE_ID%", "0af7651916cd43dd8448eb211c80319c"),
         ("%WEFT_GENERATION% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", "7 3"),
@@ -163,6 +167,9 @@ fn what_is_no_format_says_where() {
         ("%REQ(A):x%", "after the colon stands a number of bytes"),
         ("%REQ(A)x%", "after the bracket stands nothing but :LENGTH"),
         ("%PROTOCOL(x)%", "%PROTOCOL(x)%: it takes no argument"),
+        ("%REQUESTED_SERVER_NAME(x)%", "SNI_ONLY, SNI_FIRST or HOST_FIRST"),
+        ("%REQUESTED_SERVER_NAME(SNI_FIRST:HOST)%", "is not recorded; write ORIG"),
+        ("%QUERY_PARAMS(x)%", "ORIG (as they were sent) or DECODED"),
         ("%GRPC_STATUS(x)%", "CAMEL_STRING, SNAKE_STRING or NUMBER"),
         ("%START_TIME(%Q %k %!)%", "is no form of a time"),
     ] {
@@ -174,6 +181,22 @@ fn what_is_no_format_says_where() {
     let never: Vec<String> =
         Format::text(odd).unwrap().never().iter().map(ToString::to_string).collect();
     assert_eq!(never, ["DYNAMIC_METADATA(a:b)", "CEL(request.headers['x'])"]);
+    for name in [
+        "BYTES_RETRANSMITTED",
+        "DOWNSTREAM_CX_RTT",
+        "REQUEST_TX_DURATION",
+        "LOCAL_REPLY_BODY",
+        "ROUTE_RESOLUTION_COUNT",
+        "UPSTREAM_SERVER_NAME",
+        "DOWNSTREAM_TLS_GROUP",
+        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
+        "DOWNSTREAM_PEER_OTHERNAME_SAN",
+        "DOWNSTREAM_PEER_CHAIN_SERIALS",
+        "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
+    ] {
+        let format = Format::text(&format!("%{name}%")).unwrap();
+        assert_eq!(&*format.never()[0], name);
+    }
     assert!(Format::istio().never().is_empty() && Format::json().never().is_empty());
     let at = FieldPath::new("spec.accessLog.format");
     let map = json!({"a": "%PROTOCOL%", "b": {"c": "%FOO%", "d.e": ["%BAR%"]}, "f": 1});
