@@ -327,7 +327,7 @@ impl Kept {
         let (kept, turn) = (self.clone(), self.turn());
         tokio::task::spawn_blocking(move || {
             if let Err(why) = kept.put(turn, text.as_deref()) {
-                tracing::warn!(error = %chain(&why), "the identity kept for a restart is not the newest");
+                tracing::warn!(error = %chain(&why), "the identity kept for a restart is old");
             }
         })
     }

@@ -25,8 +25,8 @@ pub(super) enum Met {
 }
 
 const BYTES: &str = "its bytes are passed on unread";
-const DATAGRAMS: &str = "the listener takes datagrams, which are passed on unread, each flow to one \
-                         instance";
+const DATAGRAMS: &str =
+    "the listener takes datagrams: each flow is passed on unread to one instance";
 /// What a policy says that counts for nothing where no request is read.
 const OF_REQUESTS: &[&str] = &[
     value::REQUEST_TIMEOUT,

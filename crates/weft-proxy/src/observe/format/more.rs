@@ -348,13 +348,7 @@ impl More {
                 let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
                 sink.some(pairs.find(|(key, _)| *key == &**name).map(|(_, value)| value))
             }
-            Self::Query { decoded } => {
-                let query = entry.record().and_then(|record| record.uri.query());
-                match (decoded, query) {
-                    (true, Some(query)) => sink.text(percent_decoded(query).as_bytes()),
-                    (_, query) => sink.some(query),
-                }
-            }
+            Self::Query { decoded } => query_params(entry, *decoded, sink),
             Self::Asked { host_first } => {
                 let host = entry.record().and_then(|record| record.authority.as_deref());
                 let name = entry.conn().server_name.as_deref();
@@ -373,6 +367,14 @@ impl More {
                 _ => false,
             },
         }
+    }
+}
+
+fn query_params(entry: &Entry<'_>, decoded: bool, sink: &mut Sink<'_>) -> bool {
+    let query = entry.record().and_then(|record| record.uri.query());
+    match (decoded, query) {
+        (true, Some(query)) => sink.text(percent_decoded(query).as_bytes()),
+        (_, query) => sink.some(query),
     }
 }
 
