@@ -130,7 +130,7 @@ mod tests {
         let group = TaskGroup::new();
         let g = group.clone();
         group.spawn("polite", async move { g.draining().await });
-        assert!(group.shutdown(Duration::from_secs(5)).await);
+        assert!(group.shutdown(Duration::from_secs(60)).await);
 
         let group = TaskGroup::new();
         group.spawn("stubborn", std::future::pending());
@@ -142,7 +142,7 @@ mod tests {
         let before = panics_total();
         let group = TaskGroup::new();
         group.spawn("bad", async { panic!("on purpose") });
-        assert!(group.shutdown(Duration::from_secs(5)).await);
+        assert!(group.shutdown(Duration::from_secs(60)).await);
         assert!(panics_total() > before);
     }
 }
