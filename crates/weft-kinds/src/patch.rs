@@ -15,6 +15,8 @@ use crate::schema::Schema;
 const COPIED_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// Operations of one JSON patch.
 const OPERATIONS_MAX: usize = 10_000;
+/// How deep an object may seem to get between two operations before it is measured.
+const NESTED_MAX: usize = 4 * DOCUMENT_DEPTH_MAX;
 
 #[derive(Debug, Error)]
 pub enum PatchError {
@@ -72,6 +74,7 @@ pub fn operations(current: &Value, patch: &Value) -> Result<Value, PatchError> {
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(PatchError::NotOperations)?;
     let (mut out, mut copied) = (current.clone(), 0);
+    let mut deepest = depth(current, 0);
     for operation in patch.0 {
         if let json_patch::PatchOperation::Copy(copy) = &operation {
             // Copies of copies double; a short patch could fill the memory.
@@ -81,12 +84,32 @@ pub fn operations(current: &Value, patch: &Value) -> Result<Value, PatchError> {
                 return Err(PatchError::TooMuchCopied);
             }
         }
+        deepest = deepest.max(depth_after(&operation, deepest));
         json_patch::patch(&mut out, &[operation])?;
+        // What is moved into itself over and over nests until no stack is deep enough to drop it.
+        if deepest > NESTED_MAX && guards::on("patch-depth") {
+            deepest = depth(&out, 0);
+            if deepest > DOCUMENT_DEPTH_MAX {
+                return Err(PatchError::TooDeep);
+            }
+        }
     }
     if depth(&out, 0) > DOCUMENT_DEPTH_MAX && guards::on("patch-depth") {
         return Err(PatchError::TooDeep);
     }
     Ok(out)
+}
+
+/// How deep an operation may make an object that is no deeper than `deepest`, at most.
+fn depth_after(operation: &json_patch::PatchOperation, deepest: usize) -> usize {
+    use json_patch::PatchOperation::{Add, Copy, Move, Remove, Replace, Test};
+    match operation {
+        Add(add) => add.path.count() + depth(&add.value, 0),
+        Replace(replace) => replace.path.count() + depth(&replace.value, 0),
+        Move(moved) => moved.path.count() + deepest,
+        Copy(copy) => copy.path.count() + deepest,
+        Remove(_) | Test(_) => 0,
+    }
 }
 
 /// How deep a value nests below so many levels; what is too deep is not measured further.

@@ -115,6 +115,33 @@ fn reg_56_a_patch_that_nests_too_deeply_is_refused() {
     assert!(matches!(patched, Err(PatchError::TooDeep)), "it is taken: {patched:?}");
 }
 
+#[test]
+fn a_patch_that_nests_what_it_moves_again_and_again_is_refused_before_it_is_too_deep_to_drop() {
+    let below = "/d".repeat(50);
+    let nested = (0..50).fold(json!({}), |inner, _| json!({"d": inner}));
+    let ops: Vec<Value> = std::iter::repeat_with(|| {
+        [
+            json!({"op": "add", "path": "/b", "value": nested}),
+            json!({"op": "move", "from": "/a", "path": format!("/b{below}/a")}),
+            json!({"op": "move", "from": "/b", "path": "/a"}),
+        ]
+    })
+    .take(3_300)
+    .flatten()
+    .collect();
+    let patched = operations(&json!({"a": {}}), &ops.into());
+    assert!(matches!(patched, Err(PatchError::TooDeep)));
+}
+
+#[test]
+fn a_patch_may_move_as_much_as_it_likes_when_nothing_gets_deeper() {
+    let move_ = |from: &str, to: &str| json!({"op": "move", "from": from, "path": to});
+    let to_and_fro = [move_("/a/b/c", "/a/b/d"), move_("/a/b/d", "/a/b/c")];
+    let ops: Vec<Value> = to_and_fro.iter().cycle().take(1_000).cloned().collect();
+    let current = json!({"a": {"b": {"c": [1, {}]}}});
+    assert_eq!(operations(&current, &ops.into()).unwrap(), current);
+}
+
 /// Lines of a committed file of cases that Kubernetes' own code made.
 fn cases(gz: &[u8]) -> Vec<Value> {
     use std::io::Read;
