@@ -125,7 +125,7 @@ impl Proxy {
         let quit = CancellationToken::new();
         let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone(), cache)
             .identified(identity.clone(), clock.clone())
-            .over(commands.clone());
+            .over(commands.clone(), reopen.clone());
         let addresses = open_doors(&config, identity.is_some(), &mut ingest, admin, &tasks).await?;
         let held = ingest.load_last_good().await.unwrap_or_else(|error| {
             tracing::error!(%error, "starting without a last good table");

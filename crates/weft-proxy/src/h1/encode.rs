@@ -150,6 +150,9 @@ pub fn chunk_size(out: &mut Vec<u8>, n: usize) {
 /// The last chunk with trailers behind it; what may not trail is left out.
 pub fn trailers(out: &mut Vec<u8>, trailers: &HeaderMap) {
     out.extend_from_slice(b"0\r\n");
+    if !guards::on("trailer-section") {
+        out.extend_from_slice(b"\r\n");
+    }
     for (name, value) in trailers.iter().filter(|(name, _)| head::may_trail(name)) {
         field(out, name, value);
     }

@@ -115,6 +115,9 @@ fn is_usual_option(option: &str) -> bool {
 
 /// Removes weft's own headers, which only its proxies may set.
 pub fn strip_own(headers: &mut HeaderMap) {
+    if !guards::on("own-headers") {
+        return;
+    }
     let own: Vec<HeaderName> =
         headers.keys().filter(|n| n.as_str().starts_with("x-weft-")).cloned().collect();
     for name in own {

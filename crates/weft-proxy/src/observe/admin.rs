@@ -35,6 +35,7 @@ use weft_model::Health;
 use weft_model::decide::Authority;
 
 use self::stats::{Baseline, Query};
+use super::access_log::Reopen;
 use super::certificates;
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
@@ -73,6 +74,7 @@ pub struct Admin {
     /// Nothing new is taken.
     draining: AtomicBool,
     workers: Vec<mpsc::Sender<Command>>,
+    reopen: Reopen,
     baseline: Baseline,
 }
 
@@ -96,6 +98,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("POST", "/healthcheck/ok", "be ready again"),
     ("POST", "/reset_counters", "counters of /stats begin at 0 again; not those of Prometheus"),
     ("POST", "/logging", "levels of this process's log; ?level=L ?NAME=L ?paths=NAME:L,..."),
+    ("POST", "/reopen_logs", "open the access log's file again, as SIGUSR1 does"),
     ("POST", "/drain_listeners", "take nothing new; ?graceful ?inboundonly ?skip_exit"),
     ("POST", "/quitquitquit", "finish what is open, take nothing new, end"),
 ];
@@ -158,14 +161,15 @@ impl Admin {
             failing: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             workers: Vec::new(),
+            reopen: Reopen::default(),
             baseline: Baseline::default(),
         }
     }
 
-    /// The same, with whom to tell that nothing new is to be taken.
+    /// The same, with whom to tell that nothing new is to be taken, and who writes the access log.
     #[must_use]
-    pub fn over(self, workers: Vec<mpsc::Sender<Command>>) -> Self {
-        Self { workers, ..self }
+    pub fn over(self, workers: Vec<mpsc::Sender<Command>>, reopen: Reopen) -> Self {
+        Self { workers, reopen, ..self }
     }
 
     /// The same for a proxy with an identity, whose certificate it shows.
@@ -254,6 +258,7 @@ impl Admin {
             "/reset_counters" => {
                 self.baseline.reset(stats::all(&self.collector(), &self.status.table.load()));
             }
+            "/reopen_logs" => self.reopen.ask(),
             "/logging" => return control::logging(&self.config, query),
             "/drain_listeners" => return self.drain_listeners(query),
             _ => self.quit.cancel(),

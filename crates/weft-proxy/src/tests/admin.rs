@@ -58,7 +58,7 @@ async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 20, "{help}");
+    assert_eq!(seen, 21, "{help}");
     assert_eq!(read(&bed, "/").await.body, help);
     let none = read(&bed, "/%3Cscript%3E").await;
     assert_eq!((none.status, none.body.contains("script")), (404, false));

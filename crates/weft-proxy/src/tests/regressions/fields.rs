@@ -124,6 +124,22 @@ untrusted! {
     reg_41_x_envoy_original_path "X-Envoy-Original-Path: /admin" "x-envoy";
     reg_41_x_envoy_external_address "X-Envoy-External-Address: 6.6.6.6" "6.6.6.6";
     reg_41_x_request_id "X-Request-Id: forged" "forged";
+    reg_41_x_weft "X-Weft-Source: admin" "x-weft";
+    reg_15_upgrade_to_h2c "Connection: Upgrade\r\nUpgrade: h2c" "h2c";
+    reg_15_http2_settings
+        "Connection: HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA" "aamaaa";
+    reg_15_http2_settings_that_nobody_names "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA" "aamaaa";
+}
+
+/// What a rule asks of a request is asked of its head, and a trailer stays behind the body.
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_10_trailer_role_is_seen_by_no_rule() {
+    let rig = Rig::gateway(Edge::default(), no_admins(exactly("admin"))).await;
+    let head = "POST / HTTP/1.1\r\nHost: user\r\nX-Role: user\r\nTransfer-Encoding: chunked";
+    rig.takes(format!("{head}\r\n\r\n3\r\nabc\r\n0\r\nX-Role: admin\r\n\r\n").as_bytes()).await;
+    let seen = rig.seen();
+    assert_eq!(lines_of(&seen, "x-role"), ["user"], "merged: {seen}");
+    assert!(seen.contains("0\r\nx-role: admin\r\n\r\nGET /last "), "it is elsewhere: {seen}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -300,6 +300,23 @@ async fn reg_05_connect_is_nothing_for_a_port_of_a_service() {
     connects_nowhere(&Rig::sidecar().await).await;
 }
 
+/// A request without a path before an access list that asks for one: it is refused, and the proxy
+/// goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_64_connect_without_a_path_before_an_access_list() {
+    let path = AccessTest::Path(PathMatch::StringPrefix("/admin".into()));
+    let denied = AccessPolicy { name: "p".into(), who: AccessTest::Always, what: path };
+    let list = Access { effect: Effect::Deny, policies: vec![denied] };
+    let mut guarded = rule("/", Action::Forward(vec![to("user", "", 1)]));
+    guarded.filters.push(Filter::Access(Arc::new(list)));
+    guarded.matches.clear();
+    let rig = Rig::gateway(Edge::default(), vec![guarded]).await;
+    connects_nowhere(&rig).await;
+    rig.takes(b"GET / HTTP/1.1\r\nHost: user\r\n\r\n").await;
+    let denied = rig.play(b"GET /admin HTTP/1.1\r\nHost: user\r\nConnection: close\r\n\r\n").await;
+    assert!(denied.text.starts_with("HTTP/1.1 403 "), "{denied:?}");
+}
+
 /// Granted by a rule, but there is nobody: what came with it goes nowhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn reg_05_early_data_of_a_connect_that_fails_is_no_request() {
