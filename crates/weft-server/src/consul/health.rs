@@ -65,7 +65,8 @@ impl Door {
         self.read_both(topics, &blocking, |view, state| {
             let mut entries = Vec::new();
             if seen {
-                for gateway in gateways::ingress_gateways(state, &ask.argument) {
+                let (ns, service) = (&ask.namespace, &ask.argument);
+                for gateway in gateways::ingress_gateways(view, state, ns, service) {
                     entries.extend(wanted.named(gateway).entries(view));
                 }
             }

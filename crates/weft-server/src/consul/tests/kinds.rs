@@ -159,7 +159,8 @@ async fn what_gateways_lead_to_is_listed() {
         (&json!("ingress-gateway"), &json!(8080))
     );
     assert_eq!(list[0]["Hosts"], json!(["a.example"]));
-    assert_eq!(list[1]["FromWildcard"], true);
+    // Of the services that are there none can be reached through it.
+    assert_eq!(count(&rows), 1);
     let out = rig.get("/v1/catalog/gateway-services/out").await.json();
     assert_eq!(
         (&out[0]["GatewayKind"], &out[0]["SNI"]),
@@ -174,6 +175,7 @@ async fn what_gateways_lead_to_is_listed() {
     assert_eq!((&found[0]["Service"]["Service"], &found[1]), (&json!("edge"), &Value::Null));
     assert_eq!(rig.get("/v1/health/ingress/web?passing").await.json(), json!([]));
     // A change of the entry wakes who waits for it.
+    let rows = rig.get("/v1/catalog/gateway-services/edge").await;
     let path = format!("/v1/catalog/gateway-services/edge?index={}&wait=60s", rows.index());
     let change = rig.put(
         "/v1/config",
@@ -182,6 +184,59 @@ async fn what_gateways_lead_to_is_listed() {
     );
     let (answer, _) = tokio::join!(rig.get(&path), change);
     assert_eq!(answer.json(), json!([]));
+}
+
+#[tokio::test]
+async fn every_service_that_a_gateway_can_lead_to_is_in_the_place_of_all() {
+    let rig = rig().await;
+    let put = async |body: Value| rig.put("/v1/agent/service/register", body).await;
+    put(json!({"Name": "plain", "Port": 80})).await;
+    put(json!({"Name": "web", "Port": 80})).await;
+    let proxy = json!({"DestinationServiceName": "web"});
+    put(json!({"Name": "web-proxy", "Kind": "connect-proxy", "Port": 81, "Proxy": proxy})).await;
+    put(json!({"Name": "native", "Port": 82, "Connect": {"Native": true}})).await;
+    put(json!({"Name": "edge", "Kind": "ingress-gateway", "Port": 443})).await;
+    let services = json!([{"Name": "web", "Hosts": ["a.example"]}, {"Name": "*"}]);
+    let listener = json!({"Port": 443, "Protocol": "http", "Services": services});
+    rig.put(
+        "/v1/config",
+        json!({"Kind": "ingress-gateway", "Name": "edge",
+        "Listeners": [listener]}),
+    )
+    .await;
+    let outside = json!([{"Name": "plain", "SNI": "p"}, {"Name": "*", "SNI": "all"}]);
+    rig.put(
+        "/v1/config",
+        json!({"Kind": "terminating-gateway", "Name": "out",
+        "Services": outside}),
+    )
+    .await;
+    let listed = async |gateway: &str| {
+        let rows = rig.get(&format!("/v1/catalog/gateway-services/{gateway}")).await;
+        let row = |row: &Value| {
+            let all = if row["FromWildcard"] == true { "*" } else { "" };
+            format!("{}{all}", row["Service"]["Name"].as_str().unwrap())
+        };
+        let list: Vec<String> = rows.json().as_array().unwrap().iter().map(row).collect();
+        (list.join(" "), rows)
+    };
+    assert_eq!(listed("edge").await.0, "native* web");
+    let (list, rows) = listed("out").await;
+    assert_eq!(list, "plain web*");
+    let sni: Vec<Value> =
+        rows.json().as_array().unwrap().iter().map(|r| r["SNI"].clone()).collect();
+    assert_eq!(sni, ["p", "all"]);
+    for (name, found) in [("web", 1), ("native", 1), ("plain", 0), ("nobody", 0), ("edge", 0)] {
+        assert_eq!(count(&rig.get(&format!("/v1/health/ingress/{name}")).await), found, "{name}");
+    }
+    // Whoever waits hears of a service that comes.
+    let path = format!("/v1/catalog/gateway-services/out?index={}&wait=300s", rows.index());
+    let (said, _) = tokio::join!(rig.get(&path), async {
+        rig.blocked(1).await;
+        put(json!({"Name": "redis", "Port": 6379})).await
+    });
+    assert_eq!(count(&said), 3, "{}", said.text);
+    assert_eq!(listed("out").await.0, "plain redis* web*");
 }
 
 #[tokio::test]

@@ -152,7 +152,9 @@ pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtyp
 
 /// Where the ingress gateways listen that config entries name for a service.
 pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
-    let gateways = look.records.map(|state| gateways::ingress_gateways(state, service));
+    let view = look.view;
+    let gateways =
+        look.records.map(|state| gateways::ingress_gateways(view, state, namespace, service));
     let (mut targets, only) = (Vec::new(), look.only_passing);
     for gateway in gateways.into_iter().flatten() {
         let Some(key) = known(look.view, namespace, &gateway) else { continue };

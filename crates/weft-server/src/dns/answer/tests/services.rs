@@ -208,6 +208,15 @@ fn what_speaks_for_a_service_has_names() {
     record(&mut rig, &key, &entry);
     rig.check("web.ingress.consul", Rtype::A, "NOERROR", &["A 10.0.0.4"]);
     rig.check("native.ingress.consul", Rtype::A, "NXDOMAIN", &[]);
+    // All are those that there are, and that a gateway can reach.
+    let all = json!([{"Name": "*"}]);
+    let entry = json!({"Kind": "ingress-gateway", "Name": "front",
+        "Listeners": [{"Port": 8080, "Protocol": "http", "Services": all}]});
+    record(&mut rig, &key, &entry);
+    for (name, found) in [("web", 1), ("native", 1), ("shop", 0), ("front", 0), ("nobody", 0)] {
+        let got = rig.ask(&format!("{name}.ingress.consul"), Rtype::A);
+        assert_eq!(got.answers.len(), found, "{name}");
+    }
 }
 
 #[test]
