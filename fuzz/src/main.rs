@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 mod consul;
 mod h1;
+mod kube;
+mod proofs;
 mod wire;
 mod words;
 
@@ -16,6 +18,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("h1_response", h1::response),
     ("h1_round_trip", h1::round_trip),
     ("path", h1::path),
+    ("authority", h1::authority),
     ("sniff", wire::sniff),
     ("client_hello", wire::client_hello),
     ("proxy_header", wire::proxy_header),
@@ -25,6 +28,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("dns_message", wire::dns_message),
     ("model_cbor", wire::model_cbor),
     ("xds_delta", wire::xds_delta),
+    ("xds_request", wire::xds_request),
     ("kinds_yaml", words::kinds_yaml),
     ("kinds_protobuf", words::kinds_protobuf),
     ("consul_line", consul::line),
@@ -32,6 +36,9 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("consul_body", words::consul_body),
     ("consul_query", words::consul_query),
     ("permissions", words::permissions),
+    ("kube_words", kube::words),
+    ("spdy", kube::spdy),
+    ("proofs", proofs::any),
 ];
 
 fn target() -> fn(&[u8]) {

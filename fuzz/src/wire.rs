@@ -2,14 +2,18 @@
 //! What else arrives as bytes: first bytes of a connection, DNS, the mesh model and its stream.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use prost::Message as _;
+use weft_base::limits::XDS_SUBSCRIPTIONS_MAX;
 use weft_base::rng::Rng;
-use weft_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use weft_model::{Fail, Resource, Root};
+use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proxy::fuzz;
-use weft_server::dns::fuzz::Door;
+use weft_server::dns::fuzz::{Door, answer};
 use weft_xds::client::Machine;
-use weft_xds::codec;
+use weft_xds::server::{self, Output};
+use weft_xds::{Entry, MODEL_TYPE_URL, View, codec};
 
 pub fn sniff(data: &[u8]) {
     let mut decided = None;
@@ -47,12 +51,14 @@ pub fn small_headers(data: &[u8]) {
     fuzz::small_headers(*which, value);
 }
 
-/// At a sidecar, and at the DNS door, whose answers are short, and none to an answer.
+/// At a sidecar, and at the DNS door, whose answers are short, and none to an answer; and as what
+/// another server answers.
 pub fn dns_message(data: &[u8]) {
     thread_local! {
         static DOOR: RefCell<Door> = RefCell::default();
     }
     fuzz::dns_message(data);
+    answer(data);
     DOOR.with_borrow_mut(|door| {
         let Some(answer) = door.datagram(data, false) else { return };
         assert!(answer.len() <= 1232.min(4 * data.len()), "longer than four times the question");
@@ -72,13 +78,76 @@ pub fn model_cbor(data: &[u8]) {
 pub fn xds_delta(data: &[u8]) {
     let mut machine = Machine::new(fuzz::node(), [], Rng::seeded(1));
     machine.connected();
-    let mut rest = data;
-    while let Some((length, more)) = rest.split_first_chunk::<2>() {
-        let n = usize::from(u16::from_be_bytes(*length)).min(more.len());
-        let (message, more) = more.split_at(n);
-        rest = more;
+    for message in messages(data) {
         let Ok(message) = DeltaDiscoveryResponse::decode(message) else { continue };
         machine.received(message);
     }
     machine.disconnected();
+}
+
+/// Messages of a client, each behind its length in two bytes. What nothing can be asked without is
+/// put in where the bytes leave it out. One transaction is on its way at a time, and after an
+/// answer that refuses nothing the client is sent nothing again.
+pub fn xds_request(data: &[u8]) {
+    let (mut open, mut nonce) = (None, String::new());
+    for (number, message) in messages(data).enumerate() {
+        let Ok(mut request) = DeltaDiscoveryRequest::decode(message) else { continue };
+        if request.type_url.is_empty() {
+            request.type_url = MODEL_TYPE_URL.to_owned();
+        }
+        if request.response_nonce == "=" {
+            request.response_nonce.clone_from(&nonce);
+        }
+        let Some(machine) = &mut open else {
+            request.node.get_or_insert_with(|| fuzz::node().to_proto());
+            open = server::Machine::open(request).ok().map(|(machine, _)| machine);
+            continue;
+        };
+        let waited = machine.is_in_flight();
+        let mut said = machine.offer(view(number));
+        assert!(!waited || said.is_empty(), "a second transaction on its way");
+        let Ok(more) = machine.received(request) else { return };
+        said.extend(more);
+        assert!(machine.asks().len() <= XDS_SUBSCRIPTIONS_MAX);
+        for output in said {
+            if let Output::Send(response) = output {
+                nonce = response.nonce;
+            }
+        }
+    }
+    let Some(mut machine) = open else { return };
+    let acked = |nonce: &str| DeltaDiscoveryRequest {
+        type_url: MODEL_TYPE_URL.to_owned(),
+        response_nonce: nonce.to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    // Whatever went before, a client that takes what it is sent comes to hold it.
+    for _ in 0..3 {
+        let said = machine.received(acked(&nonce)).expect("a plain answer");
+        for output in said.into_iter().chain(machine.offer(view(0))) {
+            if let Output::Send(response) = output {
+                nonce = response.nonce;
+            }
+        }
+    }
+    assert!(!machine.is_in_flight(), "it waits for an answer that came");
+}
+
+fn view(number: usize) -> Arc<View> {
+    let resource = Resource::Fail(Fail { reason: "why".into(), origin: None });
+    let entry = Arc::new(Entry::new(Arc::new(resource)).expect("it can be encoded"));
+    let names = if number.is_multiple_of(2) { &["a", "b"][..] } else { &["b"] };
+    let resources = names.iter().map(|name| (Root::host(*name).own(), entry.clone())).collect();
+    Arc::new(View { generation: number as u64, resources, ..View::default() })
+}
+
+/// Pieces, each behind its length in two bytes.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, more) = rest.split_first_chunk::<2>()?;
+        let n = usize::from(u16::from_be_bytes(*length)).min(more.len());
+        let (message, more) = more.split_at(n);
+        rest = more;
+        Some(message)
+    })
 }

@@ -20,8 +20,11 @@ pub fn consul_filter(data: &[u8]) {
     fuzz::filter(text);
 }
 
+/// A body, an archive to restore from, and the keys of somebody's tokens.
 pub fn consul_body(data: &[u8]) {
     fuzz::body(data);
+    fuzz::archive(data);
+    fuzz::keys(data);
 }
 
 pub fn consul_query(data: &[u8]) {

@@ -11,6 +11,7 @@ mod delete;
 mod discovery;
 mod evict;
 mod exec;
+pub mod fuzz;
 mod logs;
 mod metrics;
 mod path;

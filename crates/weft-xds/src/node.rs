@@ -194,7 +194,8 @@ impl NodeInfo {
         Ok(*proxy.end().min(server.end()))
     }
 
-    pub(crate) fn to_proto(&self) -> core::Node {
+    /// As a request names it.
+    pub fn to_proto(&self) -> core::Node {
         let text = |s: &str| Value { kind: Some(Kind::StringValue(s.to_owned())) };
         let features = self.features.iter().map(|f| text(f)).collect();
         let fields = BTreeMap::from([

@@ -9,8 +9,9 @@ use weft_base::rng::Rng;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
 
-use super::answer::{Carrier, Desk, How, Sources, Step, question};
+use super::answer::{Carrier, Desk, How, Sources, Step, forwarded, question};
 use super::names::Zones;
+use super::theirs::skim;
 use crate::consul::view::Identity;
 
 /// A small mesh that answers.
@@ -61,6 +62,27 @@ impl Door {
         match self.desk.step(&query, &how, None, &sources, &mut self.out) {
             Step::Answer => Some(&self.out),
             _ => None,
+        }
+    }
+}
+
+/// Another server's answer, as this door passes it on to who asked for an address, with and without
+/// EDNS.
+///
+/// # Panics
+/// It is longer than it may be, or what is passed on cannot be read as the answer to that question.
+pub fn answer(bytes: &[u8]) {
+    let plain = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let edns = b"\0\x07\x01\0\0\x01\0\0\0\0\0\x01\x01a\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0";
+    for (asked, has_edns) in [(&plain[..], false), (&edns[..], true)] {
+        let mut out = Vec::new();
+        let query = question(asked, &mut out).expect("it is a question");
+        for carrier in [Carrier::Udp, Carrier::Tcp] {
+            let how = How { carrier, recursive: true, proven: true, cookie: None };
+            let told = forwarded(&query, &how, bytes.to_vec());
+            assert!(told.len() <= how.limit(&query));
+            let read = skim(&told);
+            assert!(read.is_some_and(|read| (read.end < told.len()) == has_edns), "{told:?}");
         }
     }
 }

@@ -21,7 +21,7 @@ use weft_base::limits::STREAM_SESSIONS_MAX;
 use super::status::ApiError;
 
 pub(super) mod pipes;
-mod spdy;
+pub(super) mod spdy;
 pub(super) mod spdy_conn;
 pub(super) mod websocket;
 

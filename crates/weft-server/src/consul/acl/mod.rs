@@ -9,7 +9,7 @@
 mod endpoints;
 mod expanded;
 mod fetch;
-mod jwt;
+pub(super) mod jwt;
 mod links;
 mod login;
 mod methods;
