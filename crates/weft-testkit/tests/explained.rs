@@ -6,7 +6,8 @@
 //! explained and what the texts say must agree. A last test plants bugs, each of which is found.
 //!
 //! `WEFT_EXPLAIN_SEED=gateway:17` repeats one configuration; `WEFT_EXPLAIN_CONFIGS` says how many
-//! each of the four tests makes (500), `WEFT_EXPLAIN_REQUESTS` how much each of those is asked (50).
+//! each of the four tests makes (500), `WEFT_EXPLAIN_REQUESTS` how much each of those is asked
+//! (50).
 
 mod harness;
 

@@ -33,9 +33,12 @@ const HTTP_1: NotDone = &[
     ("allow_custom_methods", &["true"], "methods that nobody knows are passed on"),
 ];
 
+const CONNECT: &str = "WebSockets of HTTP/2 are served wherever upgrade_configs names them, and \
+                       CONNECT itself is for files of weft's own: leave it out";
 const FLOODS: &str = "weft has bounds of its own against floods";
 /// Of `Http2ProtocolOptions`.
 const HTTP_2: NotDone = &[
+    ("allow_connect", &[], CONNECT),
     ("max_outbound_frames", &[], FLOODS),
     ("max_outbound_control_frames", &[], FLOODS),
     ("max_consecutive_inbound_frames_with_empty_payload", &[], FLOODS),

@@ -6,7 +6,8 @@ use super::*;
 
 /// A bootstrap in which every message stands that has such fields; `<PLACE>` takes another of them.
 const WHOLE: &str = r#"{
-"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 1, <SOCKET>}}, <ADMIN>},
+"admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 1, <SOCKET>}},
+  <ADMIN>},
 "static_resources": {"listeners": [{"name": "in",
   "address": {"socket_address": {"address": "127.0.0.1", "port_value": 2}}, <LISTENER>,
   "listener_filters": [{"name": "i", "typed_config":

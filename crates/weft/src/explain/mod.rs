@@ -111,8 +111,7 @@ async fn ask(args: &ExplainArgs, question: &Question) -> Result<Value> {
         let path = "/v1/weft/explain";
         api.call(http::Method::POST, path, "application/json", Some(body)).await?.ok()?
     } else if let Some(loaded) = standalone::loaded(&args.files)? {
-        let asked = read(question).map_err(|why| anyhow!(why))?;
-        let answered = standalone::answer(loaded, &asked).map_err(|why| anyhow!(why))?;
+        let answered = standalone::answer(loaded, question).map_err(|why| anyhow!(why))?;
         serde_json::to_value(answered)?
     } else {
         let mesh = offline::mesh(&args.files)?;
@@ -291,6 +290,25 @@ fn header(text: &str) -> Result<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxys_own_file_has_no_workload_that_could_ask() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("proxy.yaml");
+        let text = "listeners: [{name: web, bind: 127.0.0.1:1}]\n\
+                    routes: [{name: r, rules: [{answer: {status: 200}}]}]\n";
+        std::fs::write(&file, text).unwrap();
+        let url = "http://127.0.0.1:1/".to_owned();
+        let mut question = Question { method: "GET".into(), url, ..Question::default() };
+        let asked = |question: &Question| {
+            let loaded = standalone::loaded(std::slice::from_ref(&file)).unwrap().unwrap();
+            standalone::answer(loaded, question).map(|answered| answered.proxy)
+        };
+        assert_eq!(asked(&question).as_deref(), Ok("standalone"));
+        question.from = Some("shop/order".into());
+        let why = asked(&question).unwrap_err();
+        assert!(why.contains("shop/order") && why.contains("--from"), "{why}");
+    }
 
     #[test]
     fn pods_belong_to_their_workload_only() {
