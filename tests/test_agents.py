@@ -127,7 +127,7 @@ class Process:
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def stop(self, how=signal.SIGINT, seconds=30):
+    def stop(self, how=signal.SIGINT, seconds=90):
         if self.process.poll() is None:
             self.process.send_signal(how)
             try:
@@ -294,7 +294,7 @@ class Readers:
         while not self.ending.is_set():
             try:
                 for path in ("users/1", "products/1"):
-                    answer = session.get(f"http://127.0.0.1:8000/{path}", timeout=10)
+                    answer = session.get(f"http://127.0.0.1:8000/{path}", timeout=30)
                     if answer.status_code == 200:
                         self.good += 1
                     else:

@@ -2,6 +2,7 @@
 """Programs that know nothing of weft call each other through capture: server-first greetings, DNS,
 WebSocket, gRPC, half-close, long streams. The kernel redirects; nothing is configured in them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -89,7 +90,8 @@ def serve_outside(address, answer):
     def serve():
         while True:
             stream, _ = listener.accept()
-            with stream:
+            # Who goes away ends nothing else.
+            with contextlib.suppress(OSError), stream:
                 if answer is HTTP:
                     stream.recv(65536)
                 stream.sendall(answer)

@@ -64,9 +64,11 @@ def test_the_suite_of_py_consul_passes_as_the_ledger_says(role, tmp_path):
     found, output = run_suite(role, tmp_path)
     known = ledger(role) if LEDGERS[role].exists() else {}
     # Many of its tests sleep for a twentieth of a second where they wait for something. On a busy
-    # machine that is short: those that should pass and did not have to pass in a second run.
-    again = [n for n, v in found.items() if v != "pass" and known.get(n, ("",))[0] == "pass"]
-    if again:
+    # machine that is short: those that should pass and did not have to pass in another run.
+    for _ in range(3):
+        again = [n for n, v in found.items() if v != "pass" and known.get(n, ("",))[0] == "pass"]
+        if not again:
+            break
         print(f"played again: {' '.join(again)}")
         played, output = run_suite(role, tmp_path)
         found.update({name: played.get(name, "fail") for name in again})

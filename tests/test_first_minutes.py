@@ -63,7 +63,7 @@ def test_a_gateway_port_in_use_names_its_owner_everywhere(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         folder = manifests(tmp_path / "m", GATEWAY.replace("PORT", str(port)))
-        with Mesh(folder, tmp_path / "data", extra=["--ready-timeout", "8"]) as mesh:
+        with Mesh(folder, tmp_path / "data", extra=["--ready-timeout", "15"]) as mesh:
             assert f"PID {os.getpid()}" in mesh.doors["not_ready"], mesh.doors
             assert not any(line.startswith("gateway   http") for line in mesh.lines), mesh.lines
             gateway = mesh.kubectl("get", "gateway", "web", "-n", "demo", "-o", "yaml").stdout
@@ -79,19 +79,22 @@ def test_problems_are_told_once_with_a_next_step_that_can_be_pasted(tmp_path):
                        deployment("crash", "sh -c 'echo cannot open database; exit 3'"))
     with Mesh(folder, tmp_path / "data", extra=["--ready-timeout", "0"]) as mesh:
         def both():
-            found = {name.split("/")[-1].split("-")[0]: p for name, p in problems(mesh).items()}
+            told = problems(mesh)
+            found = {name.split("/")[-1].split("-")[0]: p for name, p in told.items()}
             assert "cannot open database" in found["crash"]["reason"], found
+            # Where a pod is told, its Deployment is not.
+            assert not [name for name in told if name.startswith("deployment")], told
             return found if "not-there" in found["gone"]["reason"] else None
         found = until("both pods are told", both)
-        assert not [o for o in problems(mesh) if o.startswith("deployment")], problems(mesh)
 
         def hints_of_all():
             # What crashes is a problem again and again, and none for a moment between.
             hints = re.findall(r"next: (.*)", mesh.weft("status", check=False).stdout)
-            assert len(hints) == len(problems(mesh)) and any(" describe " in h for h in hints), hints
+            assert len(hints) == len(problems(mesh)) and any(
+                " describe " in h and "gone" in h for h in hints), hints
             return hints
         hints = until("each has a next step", hints_of_all)
-        own = next(h for h in hints if " describe " in h)
+        own = next(h for h in hints if " describe " in h and "gone" in h)
         env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         pasted = subprocess.run(own, shell=True, capture_output=True, text=True, env=env,
                                 cwd=ROOT, timeout=60)
@@ -99,9 +102,10 @@ def test_problems_are_told_once_with_a_next_step_that_can_be_pasted(tmp_path):
         logs = until("the log of the crash", lambda: next(
             (h for h in re.findall(r"next: (.*)", mesh.weft("status", check=False).stdout)
              if h.startswith("kubectl logs")), None))
-        shown = subprocess.run([str(ROOT / "target/peers/bin/kubectl"), *shlex.split(logs)[1:]],
-                               capture_output=True, text=True, env=env, timeout=60)
-        assert "cannot open database" in shown.stdout, (logs, shown)
+        # One that was started again just now has said nothing yet.
+        until("the hint shows the log", lambda: "cannot open database" in subprocess.run(
+            [str(ROOT / "target/peers/bin/kubectl"), *shlex.split(logs)[1:]], capture_output=True,
+            text=True, env=env, timeout=60).stdout)
         assert "web" in found["crash"]["reason"]
 
 
@@ -135,7 +139,8 @@ class Terminal:
         import termios
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 45, 160, 0, 0))
         self.text = ""
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
         while True:
@@ -174,6 +179,8 @@ class Terminal:
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                # What it said last is read to its end.
+                self.reader.join(60)
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.02)
         os.kill(self.pid, signal.SIGKILL)
@@ -191,7 +198,7 @@ def test_a_terminal_shows_a_live_table_and_ctrl_c_ends_it_soon(tmp_path):
     begun = time.monotonic()
     assert up.ended() == 0, up.screen()
     # 3 s is the aim, and a busy machine takes longer; a pod that is waited for in vain has 30 s.
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 28
     assert up.text.rstrip().endswith("SIGTERM and its grace period"), up.text[-300:]
 
 
@@ -201,7 +208,7 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     tree = mesh.tree()
     mesh.stop(how=signal.SIGHUP)
     assert mesh.process.returncode == 0
-    assert [pid for pid in tree if alive(pid)] == []
+    until("all have ended", lambda: [pid for pid in tree if alive(pid)] == [])
 
 
 def test_down_and_reset_work_as_the_messages_say(tmp_path):

@@ -221,7 +221,7 @@ backends: [{{name: up, endpoints: ["127.0.0.1:{origin.port}"]}}]
 """)
         with Proxy("-c", tmp_path / "proxy.yaml", ready=port):
             h2spec(port, strict, tls=False)
-            with socket.create_connection(("127.0.0.1", port), 5) as stream:
+            with socket.create_connection(("127.0.0.1", port), 60) as stream:
                 stream.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 said = b""
                 with contextlib.suppress(ConnectionResetError):

@@ -132,7 +132,7 @@ def test_all_cases_through_two_sidecars_with_mtls_between(tmp_path):
     with Mesh(tmp_path / "m", tmp_path / "data", extra=["--pods=namespace"]) as mesh:
         for name in ("rpc", "client", "stranger"):
             mesh.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "-n", "demo",
-                         "--timeout=60s")
+                         "--timeout=170s")
 
         def call(pod):
             return lambda case: mesh.kubectl(

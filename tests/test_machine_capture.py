@@ -439,5 +439,5 @@ def test_without_its_sidecar_it_is_refused_and_down_leaves_nothing(rig):
     agent.process.wait()
     assert "table inet weft" in a.table()
     rig.agent().announced()
-    assert a.table() == ""
+    until("the rules are gone", lambda: a.table() == "")
     direct.stop()

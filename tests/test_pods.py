@@ -140,10 +140,12 @@ def test_replicas_that_know_nothing_of_weft_are_called_by_name(folder, user):
     mesh = run(folder, *user_service(program, text, folder), sleeper("client"), user=user)
     try:
         ready(mesh, "client")
-        seen = set()
-        for _ in range(12):
+        seen, calls = set(), 0
+        # The last one to be ready may come to this client's sidecar a moment later.
+        while calls < 12 or len(seen) < 3 and calls < 60:
             answer = json.loads(inside(mesh, "client", "curl", "-sS", "http://user-service/user/1"))
             seen.add(answer["pod"])
+            calls += 1
         pods = mesh.ready_pods("default", app="user")
         assert seen == {p["metadata"]["name"] for p in pods}
 
@@ -154,7 +156,7 @@ def test_replicas_that_know_nothing_of_weft_are_called_by_name(folder, user):
             return sum(float(l.rsplit(" ", 1)[1]) for l in lines)
         # From the client's side plain text, on the wire mutual TLS. A request is counted when it is
         # over, a moment after its answer is there.
-        until("all were by mutual TLS", lambda: encrypted() == 12)
+        until("all were by mutual TLS", lambda: encrypted() == calls)
         addresses = {p["status"]["podIP"] for p in pods}
         assert len(addresses) == 3 and all(a.startswith("10.244.") for a in addresses)
         assert inside(mesh, "client", "hostname").strip() == "client"
@@ -384,7 +386,7 @@ def test_what_misbehaves_is_bounded_and_named(folder, user):
         begun = time.monotonic()
         mesh.kubectl("delete", "pod", "deaf")
         # Its grace is 3 s; what Kubernetes gives to who says nothing is 30.
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 28
         size = sum(size_of(os.path.join(place, name))
                    for place, _, names in os.walk(folder / "data/logs") for name in names
                    if "chatters" in os.path.join(place, name))
@@ -427,8 +429,7 @@ def test_a_pod_that_fills_its_disk_is_evicted_and_replaced(folder, user):
         until("another runs in its place", lambda: [
             p for p in mesh.ready_pods("default", app="fills") if p["metadata"]["uid"]
             != first["metadata"]["uid"]])
-        events = mesh.kubectl("get", "events").stdout
-        assert "Evicted" in events, events
+        until("an event says so", lambda: "Evicted" in mesh.kubectl("get", "events").stdout)
         # What it kept is gone, while the pod itself can still be looked at.
         uid = first["metadata"]["uid"]
         until("its disk is free", lambda: not list((folder / "data").rglob(f"pods/{uid}/*")))
@@ -503,8 +504,8 @@ def test_nothing_is_left(folder, user, how):
         subprocess.run([str(WEFT), "down", "--data", str(mesh.data)], check=True)
     until("no namespace is left", lambda: not held & holders(made))
     assert machine() == before
-    assert groups(mesh) == []
-    assert not [p for p in tree if alive(p)]
+    until("no group is left", lambda: groups(mesh) == [])
+    until("no process is left", lambda: not [p for p in tree if alive(p)])
     # The next start works as the first did.
     again = Mesh(folder / "m", folder / "data", user=user, extra=["--pods=namespace"],
                  program=mesh.program).start()
@@ -556,7 +557,7 @@ def test_no_request_of_the_shop_fails_while_it_is_disturbed(folder, user):
         log = []
         disturb(mesh, log)
         mesh.kubectl("rollout", "restart", "deployment/product-v2", "-n", "shop")
-        mesh.kubectl("rollout", "status", "deployment/product-v2", "-n", "shop", "--timeout=60s")
+        mesh.kubectl("rollout", "status", "deployment/product-v2", "-n", "shop", "--timeout=170s")
         log.append("product rolled")
         report = finish(process)
         assert report["failed"] == 0, f"{log}\n{failures(report)}"

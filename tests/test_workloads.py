@@ -131,7 +131,7 @@ def versions(mesh):
 
 def test_a_rollout_its_history_undo_pause_and_restart(demo):
     demo.apply(DEPLOYMENT)
-    out = demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    out = demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     assert 'deployment "web" successfully rolled out' in out
     until("the first version answers", lambda: versions(demo) == {"1"})
     failed, stop = [], threading.Event()
@@ -151,7 +151,7 @@ def test_a_rollout_its_history_undo_pause_and_restart(demo):
     try:
         demo.k("set", "env", "deployment/web", "VERSION=2")
         demo.k("annotate", "deployment/web", "kubernetes.io/change-cause=the second")
-        demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+        demo.k("rollout", "status", "deployment/web", "--timeout=170s")
         until("the second version answers", lambda: versions(demo) == {"2"})
         history = demo.k("rollout", "history", "deployment/web").splitlines()
         assert [line.split()[0] for line in history[2:] if line] == ["1", "2"], history
@@ -159,7 +159,7 @@ def test_a_rollout_its_history_undo_pause_and_restart(demo):
         second = demo.k("rollout", "history", "deployment/web", "--revision=2")
         assert "VERSION:\t2" in second, second
         demo.k("rollout", "undo", "deployment/web")
-        demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+        demo.k("rollout", "status", "deployment/web", "--timeout=170s")
         until("the first version is back", lambda: versions(demo) == {"1"})
     finally:
         stop.set()
@@ -173,11 +173,11 @@ def test_a_rollout_its_history_undo_pause_and_restart(demo):
     described = demo.k("describe", "deployment", "web")
     assert "DeploymentPaused" in described, described
     demo.k("rollout", "resume", "deployment/web")
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     until("it goes on", lambda: versions(demo) == {"3"})
     before = {p["metadata"]["name"] for p in demo.pods("demo", app="web")}
     demo.k("rollout", "restart", "deployment/web")
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     after = {p["metadata"]["name"] for p in demo.ready_pods("demo", app="web")}
     assert len(after) == 3 and not before & after
     events = demo.k("get", "events", "-o", "json")
@@ -187,37 +187,39 @@ def test_a_rollout_its_history_undo_pause_and_restart(demo):
 
 def test_a_rollout_that_does_not_come_up_says_so(demo):
     demo.apply(DEPLOYMENT)
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     patch = {"spec": {"progressDeadlineSeconds": 3, "template": {"metadata": {"annotations": {
         "weft.dev/command": "python3 missing.py"}}}}}
     demo.k("patch", "deployment", "web", "-p", json.dumps(patch))
-    failed = demo.kubectl("-n", "demo", "rollout", "status", "deployment/web", "--timeout=60s",
+    failed = demo.kubectl("-n", "demo", "rollout", "status", "deployment/web", "--timeout=170s",
                           check=False)
     assert failed.returncode == 1 and "exceeded its progress deadline" in failed.stderr
     assert versions(demo) == {"1"}, "what served goes on"
+    # The way back may take longer than these 3 s on a busy machine.
+    demo.k("patch", "deployment", "web", "-p", '{"spec": {"progressDeadlineSeconds": 600}}')
     demo.k("rollout", "undo", "deployment/web")
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
 
 
 def test_a_stateful_set_and_a_daemon_set(demo):
     demo.apply(DEPLOYMENT.replace("kind: Deployment", "kind: StatefulSet")
                .replace("replicas: 2", "replicas: 2\n  serviceName: webs"))
-    out = demo.k("rollout", "status", "statefulset/web", "--timeout=60s")
+    out = demo.k("rollout", "status", "statefulset/web", "--timeout=170s")
     assert "roll out complete: 2" in out, out
     names = [p["metadata"]["name"] for p in demo.ready_pods("demo", app="web")]
     assert names == ["web-0", "web-1"]
     lines = demo.k("get", "sts").splitlines()
     assert lines[0].split() == ["NAME", "READY", "AGE"] and lines[1].split()[1] == "2/2"
     demo.k("set", "env", "statefulset/web", "VERSION=2")
-    demo.k("rollout", "status", "statefulset/web", "--timeout=60s")
+    demo.k("rollout", "status", "statefulset/web", "--timeout=170s")
     until("the second version answers", lambda: versions(demo) == {"2"})
     demo.k("rollout", "undo", "statefulset/web")
-    demo.k("rollout", "status", "statefulset/web", "--timeout=60s")
+    demo.k("rollout", "status", "statefulset/web", "--timeout=170s")
     until("the first version is back", lambda: versions(demo) == {"1"})
     demo.k("scale", "statefulset/web", "--replicas=1")
     until("the last one goes", lambda: [p["metadata"]["name"] for p in demo.pods("demo", app="web")]
           == ["web-0"])
-    demo.k("delete", "statefulset", "web", "--timeout=60s")
+    demo.k("delete", "statefulset", "web", "--timeout=170s")
     until("its pods go with it", lambda: demo.pods("demo") == [] or
           all("edge" in p["metadata"]["name"] for p in demo.pods("demo")))
     refused = demo.kubectl("-n", "demo", "apply", "-f", "-", check=False, stdin=DEPLOYMENT
@@ -227,11 +229,11 @@ def test_a_stateful_set_and_a_daemon_set(demo):
     assert refused.returncode == 1 and "weft keeps no volumes" in refused.stderr, refused.stderr
     demo.apply(DEPLOYMENT.replace("kind: Deployment", "kind: DaemonSet")
                .replace("  replicas: 2\n", ""))
-    out = demo.k("rollout", "status", "daemonset/web", "--timeout=60s")
+    out = demo.k("rollout", "status", "daemonset/web", "--timeout=170s")
     assert "successfully rolled out" in out, out
     assert len(demo.ready_pods("demo", app="web")) == 1
     demo.k("set", "env", "daemonset/web", "VERSION=4")
-    demo.k("rollout", "status", "daemonset/web", "--timeout=60s")
+    demo.k("rollout", "status", "daemonset/web", "--timeout=170s")
     until("the new one answers", lambda: versions(demo) == {"4"})
     history = demo.k("rollout", "history", "daemonset/web")
     assert len([line for line in history.splitlines() if line[:1].isdigit()]) == 2, history
@@ -239,7 +241,7 @@ def test_a_stateful_set_and_a_daemon_set(demo):
 
 def test_jobs_complete_fail_and_count(demo):
     demo.k("create", "job", "hello", "--image=hello:1", "--", "/bin/echo", "hi there")
-    demo.k("wait", "--for=condition=complete", "job/hello", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/hello", "--timeout=170s")
     assert demo.k("logs", "job/hello", "-c", "hello").strip() == "hi there"
     lines = demo.k("get", "jobs").splitlines()
     assert lines[0].split() == ["NAME", "STATUS", "COMPLETIONS", "DURATION", "AGE"]
@@ -258,7 +260,7 @@ spec:
       restartPolicy: Never
       containers: [{name: main, image: x, command: [/bin/sh, -c, "exit 3"]}]
 """)
-    demo.k("wait", "--for=condition=failed", "job/bad", "--timeout=60s")
+    demo.k("wait", "--for=condition=failed", "job/bad", "--timeout=170s")
     described = demo.k("describe", "job", "bad")
     assert "BackoffLimitExceeded" in described and "0 Succeeded / 1 Failed" in described, described
     demo.apply("""
@@ -275,7 +277,7 @@ spec:
       restartPolicy: Never
       containers: [{name: main, image: x, command: [/bin/sh, -c, "echo $JOB_COMPLETION_INDEX"]}]
 """)
-    demo.k("wait", "--for=condition=complete", "job/each", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/each", "--timeout=170s")
     said = demo.k("logs", "-l", "job-name=each", "-c", "main").split()
     assert sorted(said) == ["0", "1", "2"]
     until("it goes when its time is over",
@@ -304,7 +306,7 @@ spec:
         demo.start()
     until("it works", lambda: demo.ready_pods("demo", **{"job-name": "long"}))
     (demo.data.parent / "go").write_text("")
-    demo.k("wait", "--for=condition=complete", "job/long", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/long", "--timeout=170s")
     assert demo.k("get", "job", "long", "-o", "jsonpath={.status.failed}") == ""
 
 
@@ -336,7 +338,7 @@ spec:
     assert line[0].split()[:5] == ["NAME", "SCHEDULE", "TIMEZONE", "SUSPEND", "ACTIVE"]
     assert "True" in line[1] and "Europe/Berlin" in line[1]
     demo.k("create", "job", "by-hand", "--from=cronjob/tick")
-    demo.k("wait", "--for=condition=complete", "job/by-hand", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/by-hand", "--timeout=170s")
     wrong = demo.kubectl("-n", "demo", "create", "cronjob", "bad", "--image=x",
                          "--schedule=61 * * * *", check=False)
     assert wrong.returncode == 1 and "spec.schedule" in wrong.stderr, wrong.stderr
@@ -344,7 +346,7 @@ spec:
 
 def test_replicas_follow_the_request_rate(demo):
     demo.apply(DEPLOYMENT)
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     demo.apply("""
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -368,9 +370,10 @@ spec:
             begun = time.monotonic()
             with contextlib.suppress(requests.RequestException):
                 requests.get(demo.gateway, timeout=20)
-            time.sleep(max(0.0, 0.025 - (time.monotonic() - begun)))
+            time.sleep(max(0.0, 0.05 - (time.monotonic() - begun)))
 
-    threads = [threading.Thread(target=load) for _ in range(2)]
+    # Twenty a second are enough, and these come to eighty where answers take no time.
+    threads = [threading.Thread(target=load) for _ in range(4)]
     [t.start() for t in threads]
     try:
         until("it scales up to the most",
@@ -402,7 +405,7 @@ def test_replicas_follow_the_processor(demo):
     (demo.data.parent / "m/busy.py").write_text(busy + SERVER)
     demo.apply(DEPLOYMENT.replace("replicas: 2", "replicas: 1").replace("server.py", "busy.py")
                .replace("          env:", "          resources: {requests: {cpu: 100m}}\n          env:"))
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     autoscale(demo, 80, 2)
     until("it scales up", lambda: len(demo.ready_pods("demo", app="web")) == 2, seconds=180)
     until("it says how much is used", lambda: int(demo.k(
@@ -422,7 +425,7 @@ spec:
       containers: [{name: main, image: x, command: [/bin/true]}]
 """
     demo.apply(job)
-    demo.k("wait", "--for=condition=complete", "job/once", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/once", "--timeout=170s")
     assert "unchanged" in demo.apply(job)
     changed = demo.kubectl("-n", "demo", "apply", "-f", "-", check=False,
                            stdin=job.replace("/bin/true", "/bin/false"))
@@ -431,7 +434,7 @@ spec:
     (demo.data.parent / "m/job.yaml").write_text(job.replace("once", "mine"))
     demo.stop()
     demo.start()
-    demo.k("wait", "--for=condition=complete", "job/mine", "--timeout=60s")
+    demo.k("wait", "--for=condition=complete", "job/mine", "--timeout=170s")
     uid = demo.k("get", "job", "mine", "-o", "jsonpath={.metadata.uid}")
     demo.stop()
     demo.start()
@@ -441,7 +444,7 @@ spec:
 
 def test_a_budget_keeps_pods(demo):
     demo.apply(DEPLOYMENT)
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     demo.k("create", "poddisruptionbudget", "web", "--selector=app=web", "--min-available=2")
     until("it is counted", lambda: demo.k(
         "get", "pdb", "web", "-o", "jsonpath={.status.currentHealthy}") == "2")
@@ -463,5 +466,5 @@ def test_a_budget_keeps_pods(demo):
     assert len(demo.ready_pods("demo", app="web")) == 2
     assert "SchedulingDisabled" in demo.kubectl("get", "nodes").stdout
     demo.kubectl("uncordon", node)
-    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("rollout", "status", "deployment/web", "--timeout=170s")
     until("the gateway is back", lambda: versions(demo) == {"1"})

@@ -172,12 +172,12 @@ def check_dns():
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     ask = question("server.demo.svc.cluster.local", 1)
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect((server, 53))
         sock.send(ask)
         udp = sock.recv(4096)
     with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect((server, 53))
         sock.sendall(struct.pack(">H", len(ask)) + ask)
         length = struct.unpack(">H", sock.recv(2, socket.MSG_WAITALL))[0]
@@ -199,7 +199,7 @@ def check_dns():
 def check_udp():
     """Datagrams to an instance pass the capture untouched."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.connect((socket.gethostbyname("server-pods"), 7006))
         sock.send(b"datagram")
         return sock.recv(100).decode()
@@ -241,7 +241,7 @@ def check_outside():
     """A program of the machine, outside of the mesh: HTTP, and bytes where it speaks first."""
     answers = []
     for port in sys.argv[3:5]:
-        with socket.create_connection((sys.argv[2], int(port)), 10) as sock:
+        with socket.create_connection((sys.argv[2], int(port)), 60) as sock:
             if port == sys.argv[3]:
                 request(sock, "/outside", "Connection: close\r\n")
             answers.append(read_all(sock).split(b"\r\n")[-1].decode())

@@ -116,7 +116,7 @@ class Follower(Watched):
     def __init__(self, servers):
         super().__init__()
         self.servers, self.told, self.resumed = servers, [], 0
-        listed = requests.get(f"{servers[0].api}/api/v1/namespaces/default/configmaps", timeout=10)
+        listed = requests.get(f"{servers[0].api}/api/v1/namespaces/default/configmaps", timeout=60)
         self.at = listed.json()["metadata"]["resourceVersion"]
 
     def go(self):
@@ -215,7 +215,7 @@ def refuses(one):
         assert said["Effective-Consistency"] == "stale" and int(said["LastContact"]) > 0, said
         return answer.json()[0]
     pair = until("it says that it may be old", told)
-    leader = requests.get(f"{one.consul}/v1/status/leader", timeout=10).json()
+    leader = requests.get(f"{one.consul}/v1/status/leader", timeout=60).json()
     assert leader == "", f"it names {leader} as the leader"
     return pair["ModifyIndex"], pair["Value"]
 
@@ -250,7 +250,7 @@ def gateway(folder, a, b):
     processes = [subprocess.Popen([sys.executable, "-c", BACKEND, str(backend)],
                                   stderr=subprocess.DEVNULL)]
     try:
-        token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+        token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=60).json()["token"]
         log = open(folder / "agent.log", "ab")
         processes.append(subprocess.Popen(
             [str(WEFT), "agent", "--server", f"{a.doors['xds']},{b.doors['xds']}", "--name", "host",

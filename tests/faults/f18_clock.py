@@ -139,7 +139,7 @@ class Waits:
 
 
 def leaf(consul):
-    return requests.get(f"{consul}/v1/agent/connect/ca/leaf/web", timeout=10).json()
+    return requests.get(f"{consul}/v1/agent/connect/ca/leaf/web", timeout=60).json()
 
 
 def is_valid(cert, stamp, folder):

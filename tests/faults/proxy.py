@@ -31,5 +31,5 @@ def metrics_of(mesh):
     command = _command(of_gateway(mesh))
     address = command[command.index("--address") + 1]
     began = time.monotonic()
-    text = requests.get(f"http://{address}:15020/metrics", timeout=10).text
+    text = requests.get(f"http://{address}:15020/metrics", timeout=60).text
     return text, time.monotonic() - began

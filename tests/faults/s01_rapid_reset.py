@@ -23,7 +23,7 @@ def pair(number):
 def attack(port, pause):
     """Frames that were sent until the other end had enough, and what it said."""
     sent, data = 0, b""
-    with socket.create_connection(("127.0.0.1", port), 10) as stream:
+    with socket.create_connection(("127.0.0.1", port), 60) as stream:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.sendall(BEGIN)
         with contextlib.suppress(ConnectionError):

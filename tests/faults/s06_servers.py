@@ -33,7 +33,7 @@ def shop(folder, a, b):
     """The shop on an agent that knows both servers; where its gateway is."""
     port, log = free_port(), open(folder / "agent.log", "ab")
     manifests = copy_shop(folder / "shop", port)
-    token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+    token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=60).json()["token"]
     agent = subprocess.Popen(
         [str(WEFT), "agent", "--server", f"{a.doors['xds']},{b.doors['xds']}", "--name", "host",
          "--data", str(folder / "agent"), "--workdir", str(manifests), "--token", token],

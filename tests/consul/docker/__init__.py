@@ -74,7 +74,7 @@ class Container:
         """The machine's own agent, once its node is in the catalog."""
         ask = urllib.request.Request(f"{server['api']}/v1/weft/tokens", b"{}", method="POST",
                                      headers={"Content-Type": "application/json"})
-        with urllib.request.urlopen(ask, timeout=10) as answer:
+        with urllib.request.urlopen(ask, timeout=60) as answer:
             token = json.load(answer)["token"]
         doors = self.start(["agent", "--server", server["xds"], "--name", "machine", "--data",
                             str(self.data / "agent"), "--token", token, "--announce",
@@ -98,7 +98,7 @@ class Container:
     def stop(self):
         for process in self.processes:
             process.terminate()
-            process.wait(30)
+            process.wait(90)
         assert b"panicked" not in self.logs()
 
     def remove(self):

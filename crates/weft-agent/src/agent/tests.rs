@@ -509,7 +509,7 @@ async fn stopping_leaves_nobody_even_who_left_the_group_or_ignores_sigterm() {
         tokio::task::yield_now().await;
     };
     assert!(procfs::stat(escaped).is_some());
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     rig.agent.stop(Duration::from_millis(100)).await;
     // What takes as long as that is not waited for.
     while begun.elapsed() >= STOP_MARGIN && !rig.agent.pods().is_empty() {

@@ -311,14 +311,15 @@ async fn deadlines_are_kept_by_the_running_task() {
     let handle = Handle::new(store, world.clone(), clock.clone(), alone);
     handle.run(&tasks);
     handle.register_service(web(vec![ttl(100)])).await.unwrap();
-    handle.report_ttl(&key("t"), Status::Passing, "").await.unwrap();
+    // Its time begins somewhere within the report.
     let from = clock.now();
+    handle.report_ttl(&key("t"), Status::Passing, "").await.unwrap();
     let mut changes = world.clone();
     while world.load().catalog().status(&key("t")) == Status::Passing {
         assert!(changes.changed().await);
     }
     let took = clock.now().since(from);
-    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(20), "{took:?}");
+    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(60), "{took:?}");
 }
 
 /// What is asked of a node, as it follows a world.

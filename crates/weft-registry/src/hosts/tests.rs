@@ -97,7 +97,7 @@ impl Bed {
                 assert!(world.changed().await);
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it comes about");
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes about");
     }
 
     async fn pass(&self, time: Duration) {

@@ -434,7 +434,7 @@ async fn a_restarted_agent_begins_with_nothing_ready() {
 
 /// The next World, soon.
 async fn changed(world: &mut weft_base::snapshot::Snapshot<World>) {
-    let limit = std::time::Duration::from_secs(10);
+    let limit = std::time::Duration::from_secs(60);
     assert!(tokio::time::timeout(limit, world.changed()).await.expect("nothing changes any more"));
 }
 
@@ -582,7 +582,7 @@ async fn a_registry_reopened_over_the_same_data_continues() {
     };
     let (registry, tasks) = open().await;
     let made = registry.objects().create(CM, "default", named("a"), USER).await.unwrap();
-    tasks.shutdown(std::time::Duration::from_secs(5)).await;
+    tasks.shutdown(std::time::Duration::from_secs(60)).await;
     drop(registry);
     let (registry, _tasks) = open().await;
     let o = registry.objects();

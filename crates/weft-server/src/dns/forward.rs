@@ -48,6 +48,7 @@ pub struct Upstream {
     places: Semaphore,
     rng: Mutex<Rng>,
     server_timeout: Duration,
+    timeout: Duration,
 }
 
 /// Why nobody answered; said to the asker as an extended error.
@@ -101,13 +102,14 @@ impl Upstream {
             places,
             rng: Mutex::new(rng),
             server_timeout: SERVER_TIMEOUT,
+            timeout: TIMEOUT,
         }
     }
 
-    /// Another patience than the usual.
+    /// Another patience than the usual, with one server and with all.
     #[cfg(test)]
-    fn patient(mut self, server_timeout: Duration) -> Self {
-        self.server_timeout = server_timeout;
+    pub(super) fn patient(mut self, server_timeout: Duration, timeout: Duration) -> Self {
+        (self.server_timeout, self.timeout) = (server_timeout, timeout);
         self
     }
 
@@ -132,7 +134,7 @@ impl Upstream {
             }
             std::mem::replace(&mut last, Err(ForwardError::NoServers))
         };
-        match tokio::time::timeout(TIMEOUT, asked).await {
+        match tokio::time::timeout(self.timeout, asked).await {
             Ok(answer) => answer,
             Err(_) => last,
         }

@@ -3,8 +3,8 @@
 //!
 //! Consul: `[tag.]web.service[.dc1].consul`, `_web._tcp.service.consul`,
 //! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`,
-//! `<query>.query.consul`, `web.connect.consul`, `web.virtual.consul`, `web.ingress.consul`; of ports
-//! also `_web._tcp[.dc1].consul`.
+//! `<query>.query.consul`, `web.connect.consul`, `web.virtual.consul`, `web.ingress.consul`; of
+//! ports also `_web._tcp[.dc1].consul`.
 //! Kubernetes: `web.shop.svc.cluster.local`, `_http._tcp.web.shop.svc.cluster.local`,
 //! `10-0-0-1.web.shop.svc.cluster.local`, `web-0.web.shop.svc.cluster.local` (a pod's hostname),
 //! `10-0-0-1.shop.pod.cluster.local`. Reverse: `1.0.244.10.in-addr.arpa`.

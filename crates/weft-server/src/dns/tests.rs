@@ -12,7 +12,7 @@ use weft_base::snapshot::{Publisher, snapshot};
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::NodeRecord;
 
-use super::forward::tests::{Does, resolver};
+use super::forward::tests::{Does, answering, resolver};
 use super::*;
 
 fn server() -> (Server, Publisher<World>) {
@@ -119,8 +119,7 @@ async fn names_outside_outlive_the_mesh_where_a_machine_has_resolvers() {
     let tasks = TaskGroup::new();
     let script = [("far.example", Does::Address([192, 0, 2, 2]))];
     let at = resolver(&tasks, script.into()).await;
-    let upstream = |at| Upstream::new(Servers::Fixed(vec![at]), Clock::system(), Rng::seeded(1));
-    let with = Server::distant(Arc::new(Gone), upstream(at));
+    let with = Server::distant(Arc::new(Gone), answering(vec![at]));
     let without = Server::elsewhere_with(Arc::new(Gone), Options::new(Clock::system()));
     let (ask, bare) = (|query| with.answer(query, Carrier::Udp), &without);
     let far = ask(FAR).await.unwrap();
@@ -147,7 +146,7 @@ const OUT: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\
 async fn a_machine_does_not_wait_long_for_what_an_alias_leads_to() {
     let tasks = TaskGroup::new();
     let silent = resolver(&tasks, [("far.example", Does::Nothing)].into()).await;
-    let upstream = Upstream::new(Servers::Fixed(vec![silent]), Clock::system(), Rng::seeded(1));
+    let upstream = answering(vec![silent]);
     let spec = json!({"type": "ExternalName", "externalName": "far.example"});
     let object = json!({"metadata": {"name": "out", "namespace": "shop"}, "spec": spec});
     let (publisher, world) = snapshot({
@@ -176,8 +175,7 @@ async fn a_name_that_the_mesh_has_no_place_for_is_asked_of_nobody_else() {
     let known = [("n1.node.consul", Does::Address([192, 0, 2, 1]))];
     let script = known.into_iter().chain([("far.consul", Does::Address([192, 0, 2, 2]))]);
     let at = resolver(&tasks, script.collect()).await;
-    let upstream = Upstream::new(Servers::Fixed(vec![at]), Clock::system(), Rng::seeded(1));
-    let server = Server::distant(Arc::new(Slow), upstream);
+    let server = Server::distant(Arc::new(Slow), answering(vec![at]));
     let far = server.answer(FAR, Carrier::Udp).await.unwrap();
     assert_eq!((far[3] & 0x0f, far.ends_with(&[192, 0, 2, 2])), (0, true), "it is outside");
     let ask = || Box::pin(server.answer(QUERY, Carrier::Udp));

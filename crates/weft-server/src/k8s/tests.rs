@@ -141,7 +141,7 @@ impl Rig {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), reading).await.expect("the events come");
+        tokio::time::timeout(Duration::from_secs(120), reading).await.expect("the events come");
         events
     }
 }
@@ -644,7 +644,7 @@ async fn logs_are_told_and_followed() {
     let response = rig.send("GET", &format!("{log}?container=one&follow=true"), &[], "").await;
     rig.tasks.begin_drain();
     let read = response.into_body().collect();
-    let body = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it ends");
+    let body = tokio::time::timeout(Duration::from_secs(60), read).await.expect("it ends");
     assert_eq!(body.unwrap().to_bytes(), "one tail=None\n");
 }
 

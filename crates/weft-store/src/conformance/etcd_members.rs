@@ -58,8 +58,8 @@ async fn soon<T>(what: &str, one: impl Future<Output = T>) -> T {
 
 #[tokio::test]
 async fn a_read_is_answered_by_another_member_before_its_own_is_given_up() {
-    // One member may take 3 s for a call, and until then it was the only one asked. This machine may
-    // stand still as long as that, but not each time.
+    // One member may take 3 s for a call, and until then it was the only one asked. This machine
+    // may stand still as long as that, but not each time.
     let mut took = Vec::new();
     let behind = loop {
         let behind = Behind::new().await;

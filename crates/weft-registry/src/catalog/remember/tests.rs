@@ -89,7 +89,7 @@ impl Life {
     }
 
     async fn copied(&self, many: usize) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while self.copies().await != many {
             assert!(Instant::now() < end, "{} copies, not {many}", self.copies().await);
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -142,7 +142,7 @@ async fn an_orderly_end_forgets_nothing_that_was_said_just_before() {
     let catalog = before.registry.catalog();
     catalog.register_service(web(vec![ttl()])).await.unwrap();
     catalog.report_ttl(&key("ttl"), Status::Passing, "").await.unwrap();
-    before.tasks.shutdown(Duration::from_secs(10)).await;
+    before.tasks.shutdown(Duration::from_secs(60)).await;
     drop(before);
     let after = life(&file).await;
     assert_eq!(after.health(), [Status::Passing]);

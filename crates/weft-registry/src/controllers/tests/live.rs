@@ -92,6 +92,6 @@ async fn wait(registry: &crate::Registry, done: impl Fn() -> bool) {
             assert!(world.changed().await);
         }
     };
-    let limit = std::time::Duration::from_secs(20);
+    let limit = std::time::Duration::from_secs(120);
     tokio::time::timeout(limit, all).await.expect("the world never got there");
 }

@@ -272,7 +272,10 @@ async fn the_right_to_a_service_is_enough_at_the_agent_that_it_is_registered_at(
 #[tokio::test]
 async fn a_check_that_names_no_service_is_the_nodes() {
     let rig = rig().await;
-    let body = |service: Value, check: Value| json!({"Node": "ext", "Address": "10.2.2.2", "Service": service, "Checks": [check]});
+    let body = |service: Value, check: Value| {
+        let (node, checks) = ("ext", [check]);
+        json!({"Node": node, "Address": "10.2.2.2", "Service": service, "Checks": checks})
+    };
     let on_a = json!({"CheckID": "a", "Name": "a", "Status": "passing", "ServiceID": "a1"});
     rig.put("/v1/catalog/register", body(json!({"ID": "a1", "Service": "a"}), on_a)).await;
     let with = body(

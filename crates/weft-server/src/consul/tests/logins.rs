@@ -170,7 +170,7 @@ async fn who_is_not_whom_the_method_trusts_does_not_come_in() {
         (header("RS256"), "no key of the auth method has signed"),
         (issuer.token(json!({"alg": "ES256", "crit": ["x"]}), claims(&rig)), "\"crit\""),
         (with("exp", json!(now - 61)), "has expired"),
-        (with("nbf", json!(now + 120)), "not valid yet"),
+        (with("nbf", json!(now + 600)), "not valid yet"),
         (with("iss", json!("https://issuer.example")), "another issuer"),
         (with("aud", json!("else")), "for none of BoundAudiences"),
         (without(&["aud"]), "for none of BoundAudiences"),
@@ -187,7 +187,8 @@ async fn who_is_not_whom_the_method_trusts_does_not_come_in() {
         assert!(answer.text.contains(why), "{why}: {}", answer.text);
     }
     assert_eq!(rig.login(&signed).await.status, 200);
-    assert_eq!(rig.login(&with("exp", json!(now - 30))).await.status, 200, "clocks differ");
+    let just_over = with("exp", json!(rig.now() - 5));
+    assert_eq!(rig.login(&just_over).await.status, 200, "clocks differ");
     let tokens = rig.root("GET", "/v1/acl/tokens?authmethod=m", Value::Null).await;
     assert_eq!(count(&tokens), 2);
     assert!(!tokens.text.contains(&signed));
@@ -277,10 +278,12 @@ async fn other(rig: &Rig, says: impl Fn(&str, &str) -> Value + Send + 'static) -
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     rig.tasks.spawn("another", async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
+        'next: while let Ok((mut stream, _)) = listener.accept().await {
             let mut bytes = Vec::new();
             let (head, body) = loop {
-                stream.read_buf(&mut bytes).await.unwrap();
+                if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                    continue 'next;
+                }
                 let text = String::from_utf8_lossy(&bytes);
                 let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
                 let length = head.to_ascii_lowercase();
@@ -292,7 +295,8 @@ async fn other(rig: &Rig, says: impl Fn(&str, &str) -> Value + Send + 'static) -
             };
             let said = says(head.split(' ').nth(1).unwrap(), &body).to_string();
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{said}", said.len());
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            // Who gave up is not answered.
+            let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
     at

@@ -51,8 +51,9 @@ async fn tell(door: &Door, ask: SyncAsk) {
     assert_eq!(said.refused, []);
 }
 
+/// Its clock is its own and stands still: no lease ends, and no check.
 async fn server(store: &Arc<MemoryStore>, name: &str, tasks: &TaskGroup) -> (Registry, Door) {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let leader = Leader::among(name, clock.clone());
     let registry = Registry::open_as(store.clone(), clock, tasks.clone(), leader).await.unwrap();
     let config = Config {
@@ -78,7 +79,7 @@ async fn until(registry: &Registry, holds: impl Fn(&weft_kinds::world::World) ->
 #[tokio::test]
 async fn what_another_server_heard_is_written_again_by_who_is_told_it_now() {
     let tasks = TaskGroup::new();
-    let store = Arc::new(MemoryStore::new(Clock::system()));
+    let store = Arc::new(MemoryStore::new(Clock::manual().0));
     let (a, door_a) = server(&store, "a", &tasks).await;
     let (b, door_b) = server(&store, "b", &tasks).await;
     let ttl = Probe::Ttl { ttl_ms: 60_000 };

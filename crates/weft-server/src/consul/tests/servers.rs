@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Two servers on one store, which is in memory here: what Consul's clients are told of them.
+//! Two servers on one store, which is in memory here: what Consul's clients are told of them. Their
+//! clock stands still: no lease ends, and the store is in reach, however slow the machine is.
 
 use weft_kinds::kind::KindId;
 use weft_registry::hosts::JOIN_ANNOTATION;
@@ -49,7 +50,7 @@ impl Rig {
 
 #[tokio::test]
 async fn both_servers_name_both_and_the_one_that_leads() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = server(&store, &clock, "a").await;
     a.until_it_says("/v1/status/leader", &json!("")).await;
@@ -118,7 +119,7 @@ async fn announced(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
 
 #[tokio::test]
 async fn every_servers_catalog_lists_all_servers_and_how_they_are() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = announced(&store, &clock, "a").await;
     let b = announced(&store, &clock, "b").await;
@@ -200,7 +201,7 @@ async fn ends(store: &Arc<dyn Store>, rig: &Rig, name: &str) {
 
 #[tokio::test]
 async fn a_name_that_was_a_servers_and_is_a_machines_is_listed_no_more_and_who_waits_is_told() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = announced(&store, &clock, "a").await;
     let b = announced(&store, &clock, "b").await;
@@ -225,7 +226,7 @@ async fn a_name_that_was_a_servers_and_is_a_machines_is_listed_no_more_and_who_w
 
 #[tokio::test]
 async fn a_server_of_a_machines_name_is_listed_while_it_is_there() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = announced(&store, &clock, "a").await;
     let record = json!({"Node": "b", "Address": "10.0.0.2", "NodeMeta": {"rack": "7"}});
@@ -251,7 +252,7 @@ async fn a_server_of_a_machines_name_is_listed_while_it_is_there() {
 
 #[tokio::test]
 async fn a_machine_that_changed_its_family_keeps_no_address_of_the_other() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = server(&store, &clock, "a").await;
     let whole = || SyncAsk { whole: true, ..SyncAsk::default() };
@@ -317,7 +318,7 @@ fn strip(value: &mut Value) {
 /// nothing.
 #[tokio::test]
 async fn a_client_that_is_sent_to_two_servers_in_turn_waits_and_misses_nothing() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = server(&store, &clock, "a").await;
     let web = |port: u16| {
@@ -338,10 +339,11 @@ async fn a_client_that_is_sent_to_two_servers_in_turn_waits_and_misses_nothing()
         assert!(at_a < at_b || path == change, "the same index at both: {at_a}, {at_b}");
         let mut index = at_b;
         for (turn, rig) in [&a, &b, &a, &b].into_iter().enumerate() {
-            let began = clock.now();
+            let real = Clock::system();
+            let began = real.now();
             let said = rig.get(&format!("{path}?index={index}&wait=100ms")).await;
             assert!(
-                clock.now().since(began) >= Duration::from_millis(100),
+                real.now().since(began) >= Duration::from_millis(100),
                 "{path}: at once, turn {turn}"
             );
             assert!(said.index() >= index, "{path}: {} after {index}", said.index());
@@ -364,7 +366,7 @@ async fn a_client_that_is_sent_to_two_servers_in_turn_waits_and_misses_nothing()
 
 #[tokio::test]
 async fn what_a_client_is_told_never_goes_back_when_it_comes_to_a_server_that_is_behind() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = server(&store, &clock, "a").await;
     a.until_it_says("/v1/status/peers", &json!([])).await;
@@ -398,7 +400,7 @@ async fn indexes(rig: &Rig, node: &str) -> Value {
 /// What a client was told by one server it may compare with at another, and after a restart.
 #[tokio::test]
 async fn records_have_the_same_indexes_at_every_server_and_after_a_start() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = server(&store, &clock, "a").await;
     let web = |port: u16, status: &str| {
@@ -444,7 +446,7 @@ async fn records_have_the_same_indexes_at_every_server_and_after_a_start() {
 /// What programs registered with a server's agent is nowhere but in the store.
 #[tokio::test]
 async fn what_a_servers_agent_has_is_not_taken_away_at_another_server() {
-    let clock = Clock::system();
+    let (clock, _) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let a = announced(&store, &clock, "a").await;
     let b = announced(&store, &clock, "b").await;

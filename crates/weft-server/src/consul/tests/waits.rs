@@ -178,7 +178,7 @@ async fn a_query_is_woken_by_what_it_sees_and_by_nothing_else() {
         rig.settled().await;
         let before = rig.get(path).await;
         let joint = if path.contains('?') { '&' } else { '?' };
-        let query = format!("{path}{joint}index={}&wait=60s", before.index());
+        let query = format!("{path}{joint}index={}&wait=300s", before.index());
         let asked = rig.get(&query);
         let changed = async {
             rig.blocked(1).await;
@@ -195,7 +195,7 @@ async fn a_query_is_woken_by_what_it_sees_and_by_nothing_else() {
             rig.does(own()).await;
         };
         let both = async { tokio::join!(asked, changed).0 };
-        let said = tokio::time::timeout(Duration::from_secs(30), both).await;
+        let said = tokio::time::timeout(Duration::from_secs(150), both).await;
         let said = said.unwrap_or_else(|_| panic!("{path}: it was never woken, or by others"));
         assert_ne!(said.text, before.text, "{path}: it was woken for nothing");
         assert!(said.index() > before.index(), "{path}");

@@ -18,6 +18,8 @@ use super::super::{Server, Zones, answer};
 use super::*;
 use crate::consul::view::Identity;
 
+const LONG: Duration = Duration::from_secs(60);
+
 /// What the machine's resolver does with a name.
 #[derive(Clone, Copy)]
 pub enum Does {
@@ -36,8 +38,8 @@ pub type Script = BTreeMap<&'static str, Does>;
 
 /// A resolver on loopback, over UDP and TCP.
 pub async fn resolver(tasks: &TaskGroup, script: Script) -> SocketAddr {
-    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = tcp.local_addr().unwrap();
+    let at = SocketAddr::from(([127, 0, 0, 1], weft_testkit::ports::free()));
+    let tcp = TcpListener::bind(at).await.unwrap();
     let udp = UdpSocket::bind(at).await.unwrap();
     let (over_udp, group) = (script.clone(), tasks.clone());
     tasks.spawn("resolver", async move {
@@ -60,18 +62,23 @@ pub async fn resolver(tasks: &TaskGroup, script: Script) -> SocketAddr {
             tokio::select! {
                 () = group.draining() => return,
                 got = tcp.accept() => {
-                    let (mut stream, _) = got.unwrap();
-                    let mut query = vec![0; usize::from(stream.read_u16().await.unwrap())];
-                    stream.read_exact(&mut query).await.unwrap();
-                    for answer in reply(&script, &query, false) {
-                        stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
-                        stream.write_all(&answer).await.unwrap();
-                    }
+                    // Who gave up is not answered.
+                    let _ = answer_over_tcp(got.unwrap().0, &script).await;
                 }
             }
         }
     });
     at
+}
+
+async fn answer_over_tcp(mut stream: TcpStream, script: &Script) -> std::io::Result<()> {
+    let mut query = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut query).await?;
+    for answer in reply(script, &query, false) {
+        stream.write_u16(answer.len().try_into().unwrap()).await?;
+        stream.write_all(&answer).await?;
+    }
+    Ok(())
 }
 
 fn reply(script: &Script, query: &[u8], datagram: bool) -> Vec<Vec<u8>> {
@@ -134,13 +141,18 @@ fn replies(script: &Script, query: &[u8], datagram: bool) -> Vec<Vec<u8>> {
     }
 }
 
+/// The resolvers at these addresses, which answer: they are waited for however slow the machine is.
+pub fn answering(servers: Vec<SocketAddr>) -> Upstream {
+    Upstream::new(Servers::Fixed(servers), Clock::system(), Rng::seeded(1)).patient(LONG, 2 * LONG)
+}
+
 struct Door {
     udp: SocketAddr,
     tcp: SocketAddr,
     _world: Publisher<World>,
 }
 
-async fn door(tasks: &TaskGroup, servers: Vec<SocketAddr>) -> Door {
+async fn door(tasks: &TaskGroup, upstream: Upstream) -> Door {
     let node =
         NodeRecord { node: "n1".into(), address: "127.0.0.1".into(), ..NodeRecord::default() };
     let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
@@ -155,8 +167,6 @@ async fn door(tasks: &TaskGroup, servers: Vec<SocketAddr>) -> Door {
         world.apply(&key, Some(object.to_string().as_bytes()), revision);
     }
     let (publisher, world) = snapshot(world);
-    let upstream = Upstream::new(Servers::Fixed(servers), Clock::system(), Rng::seeded(3))
-        .patient(Duration::from_millis(500));
     let server = Server::recursive(world, Arc::new(own), zones, Rng::seeded(1), upstream);
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -211,7 +221,7 @@ async fn what_is_outside_is_asked_of_the_machines_resolvers() {
     ]
     .into();
     let at = resolver(&tasks, script).await;
-    let door = door(&tasks, vec![at]).await;
+    let door = door(&tasks, answering(vec![at])).await;
     let far = "far.example Address(192.0.2.1)";
     assert_eq!(
         shown(&door.udp("far.example", Rtype::A).await),
@@ -244,7 +254,7 @@ async fn a_resolver_that_does_not_help_is_not_the_last_one() {
     let tasks = TaskGroup::new();
     let refuses = resolver(&tasks, [("far.example", Does::Refuse)].into()).await;
     let knows = resolver(&tasks, [("far.example", Does::Address([192, 0, 2, 1]))].into()).await;
-    let door = door(&tasks, vec![refuses, knows]).await;
+    let door = door(&tasks, answering(vec![refuses, knows])).await;
     let got = shown(&door.udp("far.example", Rtype::A).await);
     assert_eq!(got.1, ["far.example Address(192.0.2.1)"]);
     assert!(tasks.shutdown(Duration::from_secs(20)).await);
@@ -254,7 +264,8 @@ async fn a_resolver_that_does_not_help_is_not_the_last_one() {
 async fn silence_ends_in_a_sentence_and_keeps_nobody_else_waiting() {
     let tasks = TaskGroup::new();
     let at = resolver(&tasks, [("dumb.example", Does::Nothing)].into()).await;
-    let door = door(&tasks, vec![at]).await;
+    let upstream = Upstream::new(Servers::Fixed(vec![at]), Clock::system(), Rng::seeded(3));
+    let door = door(&tasks, upstream.patient(Duration::from_millis(500), TIMEOUT)).await;
     let (dumb, ours) = tokio::join!(
         door.udp("dumb.example", Rtype::A),
         door.udp("web.shop.svc.cluster.local", Rtype::A),
@@ -263,7 +274,7 @@ async fn silence_ends_in_a_sentence_and_keeps_nobody_else_waiting() {
     assert_eq!(shown(&dumb).0, "SERVFAIL");
     let text = String::from_utf8_lossy(&dumb).into_owned();
     assert!(text.contains("resolvers did not answer"), "{text}");
-    let nobody = self::door(&tasks, Vec::new()).await;
+    let nobody = self::door(&tasks, answering(Vec::new())).await;
     let text = nobody.udp("far.example", Rtype::A).await;
     assert!(String::from_utf8_lossy(&text).contains("names no resolver"));
     assert!(tasks.shutdown(Duration::from_secs(20)).await);
@@ -281,7 +292,7 @@ fn with_cookie(mut query: Vec<u8>) -> Vec<u8> {
 async fn cookies_are_between_each_two_and_not_passed_on() {
     let tasks = TaskGroup::new();
     let at = resolver(&tasks, [("cookies.example", Does::Options)].into()).await;
-    let door = door(&tasks, vec![at]).await;
+    let door = door(&tasks, answering(vec![at])).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let asked = with_cookie(query("cookies.example", Rtype::A));
     socket.send_to(&asked, door.udp).await.unwrap();

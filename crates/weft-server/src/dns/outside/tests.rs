@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use serde_json::json;
 use weft_base::clock::Clock;
-use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_kinds::world::RESOLVED_SETTINGS;
 use weft_registry::{DeleteOptions, WriteOptions};
 use weft_store::MemoryStore;
 
-use super::super::forward::tests::{Does, resolver};
-use super::super::{Servers, Upstream};
+use super::super::forward::tests::{Does, answering, resolver};
 use super::*;
 
 const USER: WriteOptions = WriteOptions::SYSTEM;
@@ -24,21 +22,20 @@ async fn until(registry: &Registry, holds: impl Fn(&World) -> bool) {
             assert!(worlds.changed().await);
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it comes to hold");
+    tokio::time::timeout(Duration::from_secs(120), wait).await.expect("it comes to hold");
 }
 
 #[tokio::test]
 async fn names_of_entries_are_kept_up_and_forgotten() {
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
     let store = Arc::new(MemoryStore::new(clock.clone()));
-    let registry = Registry::open(store, clock.clone(), tasks.clone()).await.unwrap();
+    let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
     let script = [
         ("api.example.com", Does::Address([192, 0, 2, 1])),
         ("a.example.com", Does::Address([192, 0, 2, 2])),
     ];
     let at = resolver(&tasks, script.into()).await;
-    let upstream = Upstream::new(Servers::Fixed(vec![at]), clock, Rng::seeded(1));
-    tasks.spawn("outside", run(registry.clone(), upstream));
+    tasks.spawn("outside", run(registry.clone(), answering(vec![at])));
     let entry = |spec| json!({ "metadata": { "name": "e" }, "spec": spec });
     let spec = json!({ "hosts": ["API.example.com", "no.example.com"], "resolution": "DNS",
         "ports": [{ "number": 443, "name": "https", "protocol": "HTTPS" }] });

@@ -275,7 +275,7 @@ async fn a_program_ends_with_its_client() {
     while !rig.ended.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
-    assert!(rig.tasks.shutdown(Duration::from_secs(10)).await);
+    assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_program_ends_with_the_server_and_the_client_is_told() {
     assert!(channel == 3 && status.contains("the server is stopping"), "{status}");
     assert!(rig.ended.load(Ordering::SeqCst));
     drop(socket);
-    assert!(rig.tasks.shutdown(Duration::from_secs(10)).await);
+    assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
 }
 
 #[tokio::test]
@@ -353,7 +353,7 @@ async fn ports_are_forwarded_over_channels() {
         stream.write_all(&got).await.unwrap();
     });
     // The second port is one that nobody listens on.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let closed = weft_testkit::ports::free();
     let path = format!("{POD}/portforward?ports={port},{closed}");
     let mut socket = rig.websocket(&path, "v4.channel.k8s.io").await;
     socket.send(Message::binary(&b"\0hello"[..])).await.unwrap();

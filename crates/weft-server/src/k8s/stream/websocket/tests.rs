@@ -52,7 +52,7 @@ async fn a_byte_says_which_channel() {
     assert_eq!(said[..2], [Message::binary(&b"\x01"[..]), Message::binary(&b"\x01out"[..])]);
     assert_eq!(said[2..], [farewell()]);
     drop(rig.client);
-    assert!(rig.tasks.shutdown(Duration::from_secs(10)).await);
+    assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
 }
 
 #[tokio::test]
