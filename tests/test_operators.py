@@ -72,6 +72,16 @@ def test_headers_that_no_rule_may_edit_are_refused_by_name(served):
     assert '.request_headers.remove: "connection" belongs to the connection' in run.stderr
 
 
+def test_a_check_looks_at_what_is_said_beside_the_file(served):
+    _, path, _, _, _ = served
+    check = [WEFT, "proxy", "-c", path, "--check", "--access-log", "text", "--access-log-format"]
+    wrong = subprocess.run([*check, "%WEFT_X%"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "WEFT_X" in wrong.stderr, wrong
+    assert "can be served" not in wrong.stdout
+    right = subprocess.run([*check, "%PATH(NQ)%"], capture_output=True, text=True)
+    assert right.returncode == 0 and "can be served" in right.stdout, right
+
+
 def test_operators_without_a_value_are_said_at_the_start(tmp_path):
     port, admin = free_port(), free_port()
     path = tmp_path / "proxy.yaml"

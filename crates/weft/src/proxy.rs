@@ -69,15 +69,16 @@ pub fn run(args: &ProxyArgs) -> Result<()> {
         (None, None) => None,
     };
     let loaded = source.as_ref().map(Source::load).transpose()?;
-    if args.check {
-        let path = source.as_ref().map(Source::path);
-        let path = path.ok_or_else(|| anyhow!(Usage("--check needs -c or --envoy".into())))?;
-        warn(loaded.as_ref());
-        crate::say!("{} can be served", path.display());
-        return Ok(());
+    if args.check && source.is_none() {
+        return Err(anyhow!(Usage("--check needs -c or --envoy".into())));
     }
+    // What is said beside the file is checked with it.
     let config = config(args, loaded.as_ref())?;
     warn(loaded.as_ref());
+    if let Some(source) = source.as_ref().filter(|_| args.check) {
+        crate::say!("{} can be served", source.path().display());
+        return Ok(());
+    }
     // One thread carries the control side; requests are served by the workers' own threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS)
