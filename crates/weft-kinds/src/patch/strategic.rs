@@ -30,9 +30,14 @@ pub(super) fn object(
     }
     let mut out = current.as_object().cloned().unwrap_or_default();
     if let Some(keep) = patch.get(RETAIN).and_then(Value::as_array) {
-        out.retain(|name, _| keep.iter().any(|k| k == name.as_str()));
+        let keep: HashSet<&str> = keep.iter().filter_map(Value::as_str).collect();
+        out.retain(|name, _| keep.contains(name.as_str()));
     }
-    for (name, value) in patch {
+    // All at once: each that goes alone moves all that stand behind it.
+    if patch.iter().any(is_gone) {
+        out.retain(|name, _| !patch.get_key_value(name).is_some_and(is_gone));
+    }
+    for (name, value) in patch.iter().filter(|field| !is_gone(*field)) {
         let below = format!("{path}.{name}");
         if let Some(list) = name.strip_prefix(DELETE_FROM) {
             if let (Some(Value::Array(items)), Some(gone)) = (out.get_mut(list), value.as_array()) {
@@ -55,6 +60,12 @@ pub(super) fn object(
     Ok(Value::Object(out))
 }
 
+/// Whether a field of a patch says that there is no such field any more.
+fn is_gone((name, value): (&String, &Value)) -> bool {
+    !name.starts_with('$')
+        && (value.is_null() || value.get(DIRECTIVE).is_some_and(|d| d == "delete"))
+}
+
 fn merge_field(
     schema: Option<&Schema>,
     out: &mut Map<String, Value>,
@@ -64,14 +75,6 @@ fn merge_field(
 ) -> Result<(), PatchError> {
     let inner = schema.and_then(|s| s.field(name)).map(|s| &**s);
     let merged = match (patch, out.get(name)) {
-        (Value::Null, _) => {
-            out.shift_remove(name);
-            return Ok(());
-        }
-        (Value::Object(p), _) if p.get(DIRECTIVE).is_some_and(|d| d == "delete") => {
-            out.shift_remove(name);
-            return Ok(());
-        }
         (Value::Object(p), Some(current @ Value::Object(_))) => object(inner, current, p, path)?,
         (Value::Object(p), _) => object(inner, &Value::Object(Map::new()), p, path)?,
         (Value::Array(p), current) => {

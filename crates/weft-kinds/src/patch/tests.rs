@@ -142,6 +142,40 @@ fn a_patch_may_move_as_much_as_it_likes_when_nothing_gets_deeper() {
     assert_eq!(operations(&current, &ops.into()).unwrap(), current);
 }
 
+#[test]
+fn reg_56_a_patch_that_moves_a_long_list_again_and_again_is_refused() {
+    let first_goes = |times| vec![json!({"op": "remove", "path": "/a/0"}); times].into();
+    let patched = operations(&json!({"a": vec![0; 2_000]}), &first_goes(2_000));
+    assert_eq!(patched.unwrap(), json!({"a": []}));
+    // 100 million entries move.
+    let patched = operations(&json!({"a": vec![0; 100_000]}), &first_goes(1_000));
+    assert!(matches!(patched, Err(PatchError::TooMuchWork)), "it is taken");
+}
+
+#[test]
+fn reg_56_a_patch_that_has_a_large_object_measured_again_and_again_is_refused() {
+    let nested = (0..60).fold(json!({}), |inner, _| json!({"d": inner}));
+    let current = json!({"a": 0, "b": nested, "c": vec![0; 300_000]});
+    let copy = json!({"op": "copy", "from": "/a", "path": format!("/b{}/a", "/d".repeat(60))});
+    let patched = operations(&current, &vec![copy; 1_000].into());
+    assert!(matches!(patched, Err(PatchError::TooMuchWork)), "it is taken");
+}
+
+#[test]
+fn fields_that_go_are_gone_at_once_and_the_others_keep_their_order() {
+    let named = |n: u32| format!("field-{n}");
+    let all = |value: Value| -> Value { (0..20_000).map(|n| (named(n), value.clone())).collect() };
+    let mut patch = all(Value::Null);
+    patch[named(7)] = json!("b");
+    patch.as_object_mut().unwrap().shift_remove(&named(19_000)).unwrap();
+    let merged = deployment(&json!({"data": patch}), &json!({"data": all(json!("a"))}));
+    let wanted = json!({"data": {named(7): "b", named(19_000): "a"}});
+    assert_eq!(merged.to_string(), wanted.to_string());
+    let keep: Vec<String> = (0..20_000).rev().map(named).collect();
+    let patch = json!({"data": {"$retainKeys": keep}});
+    assert_eq!(deployment(&patch, &wanted).to_string(), wanted.to_string());
+}
+
 /// Lines of a committed file of cases that Kubernetes' own code made.
 fn cases(gz: &[u8]) -> Vec<Value> {
     use std::io::Read;
