@@ -102,10 +102,11 @@ const NOT_DONE: NotDone = &[
 
 /// Of the admin door.
 const ADMIN: NotDone = &[
-    ("access_log_path", &["", "/dev/null"], "the admin door has no access log"),
-    ("access_log", &["[]"], "the admin door has no access log"),
+    ("access_log_path", &["", NOWHERE], NO_ADMIN_LOG),
     ("profile_path", &[""], "there is no profiler"),
 ];
+const NO_ADMIN_LOG: &str = "the admin door has no access log";
+const NOWHERE: &str = "/dev/null";
 
 /// Reads a bootstrap.
 ///
@@ -121,6 +122,7 @@ pub fn bootstrap(text: &str, files: &dyn Files) -> Result<Bootstrap, Unreadable>
         regex_engine(&root);
         let admin = root.message("admin").and_then(|admin| {
             options::not_done(&admin, ADMIN);
+            admin.each("access_log", |log| no_log(&log));
             address(&admin, "address")
         });
         if let Some(dynamic) = root.message("dynamic_resources") {
@@ -174,6 +176,18 @@ fn fill(resources: &Message<'_>, map: &Map<String, Value>, files: &dyn Files, ou
     out.resources = context.resources.into_inner();
     out.names = context.names.into_inner();
     out.files = context.read.into_inner();
+}
+
+/// An access log of the admin door, which has none: one that is written nowhere is that.
+fn no_log(log: &Message<'_>) {
+    log.pass_over(&["name"]);
+    let written = log.any("typed_config").and_then(|(_, config)| {
+        config.waive();
+        config.text("path").map(|path| path != NOWHERE)
+    });
+    if written != Some(false) {
+        log.unsupported("typed_config", NO_ADMIN_LOG);
+    }
 }
 
 /// Runtime layers say nothing as long as nothing is in them.

@@ -26,8 +26,8 @@ const TCP_IDLE_MS: u64 = 3_600_000;
 const NOT_DONE: NotDone = &[
     ("generate_request_id", &["true"], "every request has an id"),
     ("always_set_request_id_in_response", &["true"], "every answer has its request's id"),
-    ("drain_timeout", &[], "how long a client may still ask after it was told is weft's own"),
-    ("delayed_close_timeout", &[], "how long a client may still read is weft's own"),
+    ("drain_timeout", &["5s"], "how long a client may still ask after it was told is weft's own"),
+    ("delayed_close_timeout", &["1s"], "how long a client may still read is weft's own"),
 ];
 
 /// Instances that are tried for a connection, one behind the other.

@@ -27,8 +27,8 @@ const NOT_DONE: NotDone = &[
     ("enable_reuse_port", &["true"], WORKERS),
     ("reuse_port", &["true"], WORKERS),
     ("connection_balance_config", &["{}"], WORKERS),
-    ("tcp_backlog_size", &["1024"], "1024 connections wait to be accepted"),
-    ("listener_filters_timeout", &[], "how long a client may say nothing is weft's own"),
+    ("tcp_backlog_size", &["1024", "128"], "1024 connections wait to be accepted"),
+    ("listener_filters_timeout", &["15s"], "how long a client may say nothing is weft's own"),
     ("drain_type", &["DEFAULT"], "a listener drains whenever its process does"),
     ("ignore_global_conn_limit", &["false"], "what guards a process guards all listeners"),
 ];

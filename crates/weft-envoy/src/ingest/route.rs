@@ -36,7 +36,8 @@ pub struct Place<'a> {
 
 /// Of a whole configuration.
 const CONFIG: NotDone = &[
-    ("validate_clusters", &["true"], "a route names a cluster that there is"),
+    // Either way a route that names a cluster which there is not is an error.
+    ("validate_clusters", &["true", "false"], "a route names a cluster that there is"),
     ("ignore_port_in_host_matching", &["true"], "hosts are compared without their port"),
 ];
 const VIRTUAL_CLUSTERS: &str =
@@ -205,7 +206,7 @@ fn refuses(route: &Message<'_>, made: &Made) -> bool {
         || matches!(made.action, Action::Direct { status, .. } if status >= 400)
 }
 
-const ROUTE_PASSED_OVER: &[&str] = &["metadata", "decorator", "stat_prefix"];
+const ROUTE_PASSED_OVER: &[&str] = &["metadata", "stat_prefix"];
 
 fn rule(
     route: &Message<'_>,
@@ -215,6 +216,10 @@ fn rule(
     origin: Origin,
 ) -> Option<Rule> {
     route.pass_over(ROUTE_PASSED_OVER);
+    if let Some(decorator) = route.message("decorator") {
+        decorator.pass_over(&["operation"]);
+        decorator.not_done("propagate", &["true"], "no header says what an operation is called");
+    }
     let name: Arc<str> = route.text("name").unwrap_or("").into();
     let Some(found) = route.message("match") else {
         route.error("match", "a route needs a match");

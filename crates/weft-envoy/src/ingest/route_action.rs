@@ -93,7 +93,8 @@ fn forward(
     context: &Context<'_>,
     made: &mut Made,
 ) -> Option<()> {
-    action.pass_over(&["cluster_not_found_response_code", "include_vh_rate_limits"]);
+    action.pass_over(&["cluster_not_found_response_code"]);
+    action.not_done("include_vh_rate_limits", &["false"], "limits by descriptors are not offered");
     if !matches!(action.word("priority").as_deref(), None | Some("DEFAULT")) {
         action.unsupported("priority", "requests have one priority");
     }
@@ -293,6 +294,7 @@ pub fn retry(policy: &Message<'_>) -> Retry {
             predicate.unsupported("name", "hosts that were tried come last, and that is all");
         }
     });
+    // However often it takes.
     policy.pass_over(&["host_selection_retry_max_attempts"]);
     out
 }

@@ -24,7 +24,8 @@ const WHOLE: &str = r#"{
       {"name": "router", "typed_config":
         {"@type": "x/envoy.extensions.filters.http.router.v3.Router", <ROUTER>}}],
     "route_config": {<CONFIG>, "virtual_hosts": [{"name": "v", "domains": ["*"], <VIRTUAL>,
-      "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up",
+      "routes": [{"match": {"prefix": "/"}, "decorator": {"operation": "o", <DECORATOR>},
+        "route": {"cluster": "up", <ACTION>,
         "hash_policy": [{"header": {"header_name": "x"}}]}}]}]}}}]}]}],
 "clusters": [
   {"name": "up", <CLUSTER>, "lb_policy": "RING_HASH", "ring_hash_lb_config": {<RING>},
@@ -57,7 +58,13 @@ const FIELDS: &[(&str, &str, &str, &str)] = &[
         "{\"typed_config\": {\"@type\": \"x/envoy.extensions.regex_engines.v3.GoogleRE2\"}}",
     ),
     ("ADMIN", "access_log_path", "\"/tmp/a\"", "\"/dev/null\""),
-    ("ADMIN", "access_log", "[{\"name\": \"a\"}]", "[]"),
+    (
+        "ADMIN",
+        "access_log",
+        "[{\"name\": \"a\"}]",
+        "[{\"name\": \"a\", \"typed_config\": {\"@type\": \"x/envoy.extensions.access_loggers.\
+         file.v3.FileAccessLog\", \"path\": \"/dev/null\"}}]",
+    ),
     ("ADMIN", "profile_path", "\"/tmp/p\"", ""),
     ("SOCKET", "resolver_name", "\"mine\"", ""),
     ("SOCKET", "ipv4_compat", "true", "false"),
@@ -65,7 +72,7 @@ const FIELDS: &[(&str, &str, &str, &str)] = &[
     ("LISTENER", "reuse_port", "false", "true"),
     ("LISTENER", "connection_balance_config", "{\"exact_balance\": {}}", "{}"),
     ("LISTENER", "tcp_backlog_size", "1", "1024"),
-    ("LISTENER", "listener_filters_timeout", "\"1s\"", ""),
+    ("LISTENER", "listener_filters_timeout", "\"1s\"", "\"15s\""),
     ("LISTENER", "drain_type", "\"MODIFY_ONLY\"", "\"DEFAULT\""),
     ("LISTENER", "ignore_global_conn_limit", "true", "false"),
     ("INSPECTOR", "enable_ja3_fingerprinting", "true", "false"),
@@ -76,23 +83,25 @@ const FIELDS: &[(&str, &str, &str, &str)] = &[
     ("DOWNSTREAM", "disable_stateless_session_resumption", "false", "true"),
     ("MANAGER", "generate_request_id", "false", "true"),
     ("MANAGER", "always_set_request_id_in_response", "false", "true"),
-    ("MANAGER", "drain_timeout", "\"1s\"", ""),
-    ("MANAGER", "delayed_close_timeout", "\"0s\"", ""),
+    ("MANAGER", "drain_timeout", "\"1s\"", "\"5s\""),
+    ("MANAGER", "delayed_close_timeout", "\"0s\"", "\"1s\""),
     ("RBAC", "track_per_rule_stats", "true", "false"),
     ("ROUTER", "suppress_envoy_headers", "false", "true"),
     ("ROUTER", "strict_check_headers", "[\"x-envoy-max-retries\"]", "[]"),
-    ("CONFIG", "validate_clusters", "false", "true"),
+    ("CONFIG", "validate_clusters", "[]", "false"),
     ("CONFIG", "ignore_port_in_host_matching", "false", "true"),
     ("CONFIG", "virtual_clusters", "[]", ""),
     ("VIRTUAL", "virtual_clusters", "[{\"name\": \"c\"}]", "[]"),
     ("VIRTUAL", "validate_clusters", "true", ""),
+    ("DECORATOR", "propagate", "false", "true"),
+    ("ACTION", "include_vh_rate_limits", "true", "false"),
     ("CLUSTER", "track_timeout_budgets", "true", "false"),
     ("CLUSTER", "track_cluster_stats", "{\"timeout_budgets\": true}", "{}"),
     ("CLUSTER", "wait_for_warm_on_init", "false", "true"),
     ("CLUSTER", "dns_jitter", "\"1s\"", "\"0s\""),
     ("CLUSTER", "warming", "true", ""),
     ("RING", "maximum_ring_size", "2048", "8388608"),
-    ("RING", "hash_function", "\"MURMUR_HASH_2\"", ""),
+    ("RING", "hash_function", "\"MURMUR_HASH_2\"", "\"XX_HASH\""),
     ("BALANCING", "update_merge_window", "\"1s\"", "\"0.0s\""),
     ("BALANCING", "ignore_new_hosts_until_first_hc", "true", "false"),
     ("PRECONNECT", "per_upstream_preconnect_ratio", "3.0", "1.0"),
@@ -139,7 +148,8 @@ fn of(place: &str, field: &str, value: &str) -> String {
 fn what_is_done_in_one_way_only_is_listed_when_another_is_asked_for() {
     for (place, field, other, anyhow) in FIELDS {
         let found = of(place, field, other);
-        assert!(found.contains(&format!(".{field}: ")) || found.starts_with(field), "{found:?}");
+        let is_named = [": ", "["].iter().any(|end| found.contains(&format!(".{field}{end}")));
+        assert!(is_named || found.starts_with(field), "{found:?}");
         assert_eq!(found.lines().count(), 1, "{found}");
         if !anyhow.is_empty() {
             assert_eq!(of(place, field, anyhow), "", "{place} {field}");
