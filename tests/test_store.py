@@ -156,6 +156,34 @@ def test_a_damaged_log_is_told_and_a_damaged_backup_refused(tmp_path):
     assert "newer weft" in weft("store", "check", "--data", data, code=1)
 
 
+def test_a_log_with_damaged_pages_is_told_and_beyond_repair(tmp_path):
+    data = tmp_path / "data"
+    with Server(data) as server:
+        assert put(server, "k/spoil-me", "1").status_code == 200
+    log = data / "store/log.redb"
+    whole = log.read_bytes()
+    key, page = b"k/spoil-me", 4096
+    places = [at for at in range(len(whole)) if whole.startswith(key, at)]
+    assert places, "the key stands in the log as it is written"
+    letter, pages = bytearray(whole), bytearray(whole)
+    for at in places:
+        letter[at + 2] ^= 1
+        first = at // page * page
+        pages[first:first + 4000] = b"\xa5" * 4000
+    names = sorted(path.name for path in log.parent.iterdir())
+    for spoilt in (bytes(letter), bytes(pages), whole[:len(whole) // 2], b""):
+        log.write_bytes(spoilt)
+        for verb in ("check", "repair"):
+            said = weft("store", verb, "--data", data, code=3)
+            assert "panicked" not in said, said
+            assert "restore" in said, said
+            assert ("try `weft store repair`" in said) == (verb == "check" and spoilt != b""), said
+        assert log.read_bytes() == spoilt, "what cannot be mended is left as it was"
+        assert sorted(path.name for path in log.parent.iterdir()) == names
+    log.write_bytes(whole)
+    weft("store", "check", "--data", data)
+
+
 @pytest.mark.root
 def test_f6c_a_full_disk_is_told_and_left_behind(tmp_path):
     small = tmp_path / "small"

@@ -46,6 +46,11 @@ pub enum StoreError {
     Emptied { path: PathBuf },
     #[error("{path} is damaged ({why}); try `weft store repair`, else restore a backup")]
     Damaged { path: PathBuf, why: String },
+    #[error(
+        "{path} is beyond repair ({why}) and left as it was; restore a backup with `weft store \
+         restore --force`"
+    )]
+    BeyondRepair { path: PathBuf, why: String },
     #[error("{path} cannot be restored from: {why}")]
     Backup { path: PathBuf, why: &'static str },
     #[error("{path}: {source}; check that the directory exists and belongs to you")]
@@ -93,6 +98,25 @@ impl StoreError {
 
     pub(crate) fn storage(err: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Storage(Arc::new(err))
+    }
+
+    /// The same of a log that repairing could not mend.
+    pub(crate) fn beyond_repair(self) -> Self {
+        match self {
+            Self::Damaged { path, why } => Self::BeyondRepair { path, why },
+            other => other,
+        }
+    }
+
+    /// Whether it says that the log itself is not as it was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::BeyondRepair { .. }
+                | Self::Emptied { .. }
+                | Self::Corrupt { .. }
+        )
     }
 
     pub(crate) fn path(path: &std::path::Path, source: std::io::Error) -> Self {

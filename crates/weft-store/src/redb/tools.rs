@@ -3,12 +3,12 @@
 //! holds the data directory. Looking changes nothing: a log that a crash left open is repaired in
 //! memory beside the file.
 
+mod guard;
 mod overlay;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use weft_base::limits;
 
+use self::guard::guarded;
 use self::overlay::Overlay;
 use super::RedbStore;
 use super::disk::{self, FORMAT, KEYS, LEASES, META};
@@ -163,18 +164,26 @@ fn wrongs<'a>(
 
 // === mending ===
 
-/// Mends what can be: pages, then records. The file as it was is kept beside it when anything was
-/// changed, under a name that nothing had: an earlier repair's copy stays. A sound log comes out as
-/// it went in, only without free space.
+/// Mends what can be: what a crash left of pages, then records. The file as it was is kept beside
+/// it when anything was changed, under a name that nothing had: an earlier repair's copy stays. A
+/// sound log comes out as it went in, only without free space.
 ///
 /// # Errors
-/// When it is beyond repair, or there is no room for a copy.
+/// When it is beyond repair, as one is with damage in a page that is in use, or there is no room for
+/// a copy: then the log is as it was.
 pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
     size(path)?;
     progress("keeping a copy", 0, 0);
     let kept = keep(path, "before-repair", copy)?;
-    let mended = guarded(path, || mend(path, progress))?;
-    let report = check(path, progress)?;
+    let mended = guarded(path, || mend(path, progress));
+    let done = mended.and_then(|mended| Ok((mended, check(path, progress)?)));
+    let (mended, report) = match done {
+        Ok(done) => done,
+        Err(why) => {
+            disk::put_in_place(&kept, path)?;
+            return Err(why.beyond_repair());
+        }
+    };
     if mended.is_empty() {
         fs::remove_file(&kept).map_err(|e| StoreError::path(&kept, e))?;
         return Ok(report);
@@ -190,7 +199,7 @@ fn mend(path: &Path, progress: &Progress) -> Result<Vec<String>, StoreError> {
     progress("checking pages", 0, 0);
     match db.check_integrity() {
         Ok(true) => {}
-        Ok(false) => mended.push("rebuilt the pages that did not match their checksums".into()),
+        Ok(false) => mended.push("rebuilt what said which pages are in use".into()),
         Err(e) => return Err(unusable(path, e)),
     }
     mend_records(&db, &mut mended)?;
@@ -479,14 +488,6 @@ fn size(path: &Path) -> Result<u64, StoreError> {
         0 => Err(StoreError::Emptied { path: path.to_owned() }),
         bytes => Ok(bytes),
     }
-}
-
-/// redb tells some damage by an error and other damage by a panic.
-fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
-        let why = "it holds what was never written there".to_owned();
-        Err(StoreError::Damaged { path: path.to_owned(), why })
-    })
 }
 
 fn unusable(path: &Path, why: impl std::fmt::Display) -> StoreError {

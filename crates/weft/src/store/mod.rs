@@ -2,7 +2,7 @@
 //! `weft store check|repair|backup|restore|migrate`: what is done to a data directory at rest. The
 //! work is `weft_store`'s; this finds the files, holds the directory and tells how it went.
 //!
-//! Exit codes: 3 when a check found faults, 1 when something could not be done.
+//! Exit codes: 3 when a check found faults or damage, 1 when something could not be done.
 
 mod args;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub async fn run(command: &StoreCommand) -> Result<()> {
 
 fn check(args: &AtRest) -> Result<()> {
     let (_held, log) = held(args)?;
-    let report = tools::check(&log, &progress(args.quiet))?;
+    let report = looked(tools::check(&log, &progress(args.quiet)))?;
     tell(&log, &report);
     match report.is_sound() {
         true => Ok(()),
@@ -68,7 +68,7 @@ fn check(args: &AtRest) -> Result<()> {
 
 fn repair(args: &AtRest) -> Result<()> {
     let (_held, log) = held(args)?;
-    let report = tools::repair(&log, &progress(args.quiet))?;
+    let report = looked(tools::repair(&log, &progress(args.quiet)))?;
     for line in &report.mended {
         crate::say!("{line}");
     }
@@ -82,6 +82,14 @@ fn repair(args: &AtRest) -> Result<()> {
         true => Ok(()),
         false => Err(anyhow!(CheckFailed("faults are left: restore a backup".into()))),
     }
+}
+
+/// A log that is damaged is what was to be found out, as a fault in it is.
+fn looked(done: Result<Report, StoreError>) -> Result<Report> {
+    done.map_err(|why| match why.is_damage() {
+        true => anyhow!(CheckFailed(why.to_string())),
+        false => why.into(),
+    })
 }
 
 fn backup(args: &BackupArgs) -> Result<()> {

@@ -137,6 +137,29 @@ async fn damage_in_the_file_is_told_never_a_panic() {
 }
 
 #[tokio::test]
+async fn what_is_beyond_repair_is_said_so_and_left_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path()).await;
+    let whole = digest(&path);
+    let places = || (0..whole.len()).filter(|at| whole[*at..].starts_with(b"/k/007"));
+    assert!(places().count() > 0);
+    // A letter of it changed, wherever it stands; the pages that it stands in overwritten; half of it.
+    let mut letter = whole.clone();
+    places().for_each(|at| letter[at + 5] ^= 1);
+    let mut pages = whole.clone();
+    places().for_each(|at| pages[at / 4096 * 4096..][..4000].fill(0xa5));
+    for spoilt in [letter, pages, whole[..whole.len() / 2].to_vec()] {
+        fs::write(&path, &spoilt).unwrap();
+        let found = check(&path, &quiet()).unwrap_err();
+        assert!(matches!(found, StoreError::Damaged { .. }), "{found}");
+        let left = repair(&path, &quiet()).unwrap_err();
+        assert!(matches!(left, StoreError::BeyondRepair { .. }), "{left}");
+        assert!(digest(&path) == spoilt, "it is as it was");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no copy of it is left");
+    }
+}
+
+#[tokio::test]
 async fn a_restored_log_holds_what_was_backed_up_and_revisions_go_on_later() {
     let dir = tempfile::tempdir().unwrap();
     let path = written(dir.path()).await;
