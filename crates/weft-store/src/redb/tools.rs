@@ -169,8 +169,8 @@ fn wrongs<'a>(
 /// sound log comes out as it went in, only without free space.
 ///
 /// # Errors
-/// When it is beyond repair, as one is with damage in a page that is in use, or there is no room for
-/// a copy: then the log is as it was.
+/// When it is beyond repair, as one is with damage in a page that is in use, or there is no room
+/// for a copy: then the log is as it was.
 pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
     size(path)?;
     progress("keeping a copy", 0, 0);

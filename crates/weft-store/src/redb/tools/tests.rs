@@ -143,7 +143,7 @@ async fn what_is_beyond_repair_is_said_so_and_left_as_it_was() {
     let whole = digest(&path);
     let places = || (0..whole.len()).filter(|at| whole[*at..].starts_with(b"/k/007"));
     assert!(places().count() > 0);
-    // A letter of it changed, wherever it stands; the pages that it stands in overwritten; half of it.
+    // A letter of it changed, wherever it stands; the pages that it stands in overwritten; half.
     let mut letter = whole.clone();
     places().for_each(|at| letter[at + 5] ^= 1);
     let mut pages = whole.clone();
