@@ -116,6 +116,26 @@ pub fn certified(chain_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, Pe
     Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider())?))
 }
 
+/// Whether a key is that of a chain's own certificate, also of one that cannot be served: of X.509
+/// version 1, which is kept for whoever wrote it and which no client takes.
+///
+/// # Errors
+/// What of the texts cannot be used.
+pub fn is_pair(chain_pem: &str, key_pem: &str) -> Result<(), PemError> {
+    match certified(chain_pem, key_pem) {
+        Err(PemError::Malformed) => {}
+        done => return done.map(drop),
+    }
+    let first = CertificateDer::from_pem_slice(chain_pem.as_bytes())?;
+    let (_, leaf) = X509Certificate::from_der(&first).map_err(|_| PemError::Malformed)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(PemError::NoKey)?;
+    let key = provider().key_provider.load_private_key(key).map_err(PemError::Key)?;
+    match key.public_key() {
+        Some(own) if *own != *leaf.public_key().raw => Err(PemError::Mismatch),
+        _ => Ok(()),
+    }
+}
+
 /// The authorities of a PEM text.
 ///
 /// # Errors

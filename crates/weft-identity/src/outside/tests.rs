@@ -155,6 +155,17 @@ fn pem_without_a_certificate_is_no_authority() {
 }
 
 #[test]
+fn a_certificate_of_version_1_has_its_key_though_it_cannot_be_served() {
+    let old = include_str!("../../testdata/version-1.pem");
+    assert!(matches!(certified(old, old), Err(PemError::Malformed)));
+    is_pair(old, old).unwrap();
+    let other = KeyPair::generate().unwrap().serialize_pem();
+    assert!(matches!(is_pair(old, &other), Err(PemError::Mismatch)));
+    let cut = old.replace("MIIBITCBxwIU", "MIIBITCBxwIA");
+    assert!(matches!(is_pair(&cut, old), Err(PemError::Malformed)));
+}
+
+#[test]
 fn a_clients_certificate_says_its_uris_its_dns_names_and_its_subject() {
     let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
     params.subject_alt_names.push(SanType::URI("spiffe://x/a".try_into().unwrap()));

@@ -293,10 +293,8 @@ fn certificate(entry: &Value) -> Result<(), String> {
         }
     }
     let (chain, key) = (word(entry, "Certificate"), word(entry, "PrivateKey"));
-    match weft_identity::outside::certified(chain, key) {
-        Ok(_) => Ok(()),
-        Err(why) => Err(format!("failed to parse Certificate and PrivateKey: {why}")),
-    }
+    weft_identity::outside::is_pair(chain, key)
+        .map_err(|why| format!("failed to parse Certificate and PrivateKey: {why}"))
 }
 
 // === parts that several kinds have ===
