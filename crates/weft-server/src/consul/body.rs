@@ -145,7 +145,16 @@ impl<'a> Fields<'a> {
             _ => None,
         };
         let read = read.ok_or_else(|| {
-            self.wrong(name, "a duration such as \"10s\" or a number of nanoseconds", value)
+            let expected = "a duration such as \"10s\" or a number of nanoseconds";
+            let wrong = self.wrong(name, expected, value);
+            // Clients look for Consul's words.
+            match value.as_str() {
+                Some(text) => {
+                    let text = format!("{} (time: invalid duration {text:?})", wrong.text);
+                    Refusal { text, ..wrong }
+                }
+                None => wrong,
+            }
         })?;
         let ms = u64::try_from(read.as_millis()).unwrap_or(u64::MAX);
         Ok(if read.is_zero() { 0 } else { ms.max(1) })
@@ -293,7 +302,7 @@ mod tests {
             r#"{"interval":"10"}"#,
             ms,
             "Request decode failed: Interval: expected a duration such as \"10s\" or a number of \
-             nanoseconds, found \"10\"",
+             nanoseconds, found \"10\" (time: invalid duration \"10\")",
         );
     }
 

@@ -112,7 +112,12 @@ impl Params {
         };
         let wait = match self.filled("wait") {
             None => WAIT_DEFAULT,
-            Some(text) => duration::parse(text).ok_or_else(|| Refusal::bad("Invalid wait time"))?,
+            // As in Consul less than no time is as none.
+            Some(text) => match text.strip_prefix('-') {
+                Some(less) => duration::parse(less).map(|_| WAIT_DEFAULT),
+                None => duration::parse(text),
+            }
+            .ok_or_else(|| Refusal::bad("Invalid wait time"))?,
         };
         let wait = if wait.is_zero() { WAIT_DEFAULT } else { wait.min(WAIT_MAX) };
         Ok(Blocking { index, wait, stale, consistent, cached, over: self.over })
@@ -211,9 +216,16 @@ mod tests {
         assert_eq!((of("").index, of("").wait), (0, WAIT_DEFAULT));
         assert_eq!(of("index=7&wait=20ms").wait, Duration::from_millis(20));
         assert_eq!(of("index=7&wait=1h").wait, WAIT_MAX);
-        for bad in
-            ["index=x", "index=-1", "wait=10", "wait=x", "stale&consistent", "cached&consistent"]
-        {
+        assert_eq!(of("index=7&wait=-20ms").wait, WAIT_DEFAULT);
+        for bad in [
+            "index=x",
+            "index=-1",
+            "wait=10",
+            "wait=x",
+            "wait=--1s",
+            "stale&consistent",
+            "cached&consistent",
+        ] {
             assert!(params(bad).blocking().is_err(), "{bad}");
         }
     }
