@@ -216,7 +216,7 @@ impl Handle {
         if known.is_some_and(|known| *known == *node) {
             return Ok(());
         }
-        let txn = plan::register_node(self.caught_up().await?.catalog(), node, true)?;
+        let txn = plan::register_on(self.caught_up().await?.catalog(), (node, true), &[])?;
         self.held(compares).write(txn).await
     }
 

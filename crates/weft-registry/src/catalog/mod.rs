@@ -11,6 +11,7 @@
 mod alias;
 mod error;
 mod minding;
+mod nodes;
 pub(crate) mod plan;
 pub(crate) mod remember;
 mod timers;
@@ -202,6 +203,7 @@ impl Handle {
         let key = registration_key(new);
         let service = new.service.clone();
         let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
+        let others: Vec<CheckKey> = request.others.iter().map(check_key).collect();
         let begun = self.begun();
         if request.replace_checks {
             // Those that are to go are all that there are.
@@ -214,6 +216,7 @@ impl Handle {
         };
         self.change(begun, plan).await?;
         self.watch_checks(&key.namespace, &key.node, &ids);
+        others.iter().for_each(|check| self.watch(check));
         Ok(())
     }
 
@@ -237,26 +240,6 @@ impl Handle {
         self.change(begun, plan).await
     }
 
-    /// Adds or replaces a check.
-    ///
-    /// # Errors
-    /// When its service is unknown, a limit is passed, or the store refuses.
-    pub async fn register_check(
-        &self,
-        node: &NodeRecord,
-        check: CheckRecord,
-    ) -> Result<(), CatalogError> {
-        if check.id.is_empty() {
-            return Err(CatalogError::Invalid("a check needs an id".to_owned()));
-        }
-        let (key, begun) = (check_key(&check), self.begun());
-        let _turn = self.turn(&check.node, &check.service_id).await;
-        let plan = |world: &World| plan::register_check(world.catalog(), node, check.clone());
-        self.change(begun, plan).await?;
-        self.watch_checks(&key.namespace, &key.node, std::slice::from_ref(&key.id));
-        Ok(())
-    }
-
     /// # Errors
     /// When it is unknown, or the store refuses.
     pub async fn deregister_check(&self, key: &CheckKey) -> Result<(), CatalogError> {
@@ -267,35 +250,6 @@ impl Handle {
         self.timers().forget(key);
         self.outputs().held.remove(key);
         Ok(())
-    }
-
-    /// Writes a node's record, or with `update` unset only when there is none.
-    ///
-    /// # Errors
-    /// When the store refuses.
-    pub async fn register_node(&self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
-        // One that is there will do, and is not looked for again.
-        if !update && self.0.world.load().catalog().node(&node.node).is_some() {
-            return Ok(());
-        }
-        self.change(self.begun(), |world| plan::register_node(world.catalog(), node, update)).await
-    }
-
-    /// Removes a node with all that is on it.
-    ///
-    /// # Errors
-    /// When the store refuses.
-    pub async fn deregister_node(&self, node: &str) -> Result<(), CatalogError> {
-        let mut world = self.known().await?;
-        loop {
-            let joined = has_joined(&world, node);
-            let txn = plan::deregister_node(world.catalog(), node, joined);
-            if txn.ops.is_empty() {
-                return Ok(());
-            }
-            self.write(txn).await?;
-            world = self.0.world.load();
-        }
     }
 
     /// Takes an instance out of service, or puts it back.

@@ -37,6 +37,9 @@ pub struct ServiceRequest {
     pub checks: Vec<CheckRecord>,
     /// Checks of the instance that are not listed are removed.
     pub replace_checks: bool,
+    /// Checks of the node, or of other instances on it, that are written along: who sees the
+    /// instance sees them too.
+    pub others: Vec<CheckRecord>,
     /// Written when the node is not there yet, or differs and `update_node` is set.
     pub node: NodeRecord,
     pub update_node: bool,
@@ -54,7 +57,8 @@ struct Plan<'a> {
 /// # Errors
 /// When the request is past a limit.
 pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, CatalogError> {
-    let ServiceRequest { registration, checks, replace_checks, node, update_node } = request;
+    let ServiceRequest { registration, checks, replace_checks, others, node, update_node } =
+        request;
     check_limits(&registration, checks.len())?;
     let mut plan = Plan { catalog, txn: Txn::default() };
     plan.node(&node, update_node)?;
@@ -76,7 +80,10 @@ pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, Catal
         }
         plan.check(check)?;
     }
-    for (old, record) in catalog.checks_of(&key).filter(|(old, _)| !listed.contains(&old.id)) {
+    plan.others(&others)?;
+    let taken: Vec<CheckKey> = others.iter().map(check_key).collect();
+    let is_left = |old: &CheckKey| !listed.contains(&old.id) && !taken.contains(old);
+    for (old, record) in catalog.checks_of(&key).filter(|(old, _)| is_left(old)) {
         if replace_checks && !record.is_maintenance() {
             plan.drop_check(old);
         } else if record.service_name != registration.service {
@@ -111,30 +118,24 @@ pub fn deregister(catalog: &Catalog, key: &RegistrationKey) -> Result<Txn, Catal
 pub fn register_check(
     catalog: &Catalog,
     node: &NodeRecord,
-    mut check: CheckRecord,
+    check: CheckRecord,
+) -> Result<Txn, CatalogError> {
+    register_on(catalog, (node, false), std::slice::from_ref(&check))
+}
+
+/// A node record, written when there is none or `update` is set, with checks of it or of what is
+/// on it.
+///
+/// # Errors
+/// When a service that is named is not registered there, or a limit is passed.
+pub fn register_on(
+    catalog: &Catalog,
+    (node, update): (&NodeRecord, bool),
+    checks: &[CheckRecord],
 ) -> Result<Txn, CatalogError> {
     let mut plan = Plan { catalog, txn: Txn::default() };
-    plan.node(node, false)?;
-    let mut subject = None;
-    if !check.service_id.is_empty() {
-        let of = RegistrationKey {
-            namespace: check.namespace.clone(),
-            node: check.node.clone(),
-            id: check.service_id.clone(),
-        };
-        let Some(registration) = catalog.registration(&of) else {
-            return Err(CatalogError::NoSuchService { id: of.id.to_string() });
-        };
-        check.service_name.clone_from(&registration.service);
-        let others = catalog.checks_of(&of).filter(|(k, _)| k.id != check.id).count();
-        limit("the service's list of checks", others + 1, CHECKS_PER_INSTANCE_MAX)?;
-        subject = Some(Compare::Exists(StoreKey::Registration(of).to_string().into()));
-    }
-    plan.check(check)?;
-    // One that stays as it is has its service: neither goes without the other.
-    if !plan.txn.ops.is_empty() {
-        plan.txn.compares.extend(subject);
-    }
+    plan.node(node, update)?;
+    plan.others(checks)?;
     Ok(plan.txn)
 }
 
@@ -218,20 +219,6 @@ pub fn maintenance_check(
     record.with(&CheckDefinition { agent: true, ..CheckDefinition::default() })
 }
 
-/// A node record alone.
-///
-/// # Errors
-/// When it cannot be written as JSON.
-pub fn register_node(
-    catalog: &Catalog,
-    node: &NodeRecord,
-    update: bool,
-) -> Result<Txn, CatalogError> {
-    let mut plan = Plan { catalog, txn: Txn::default() };
-    plan.node(node, update)?;
-    Ok(plan.txn)
-}
-
 pub fn registration_key(of: &Registration) -> RegistrationKey {
     RegistrationKey { namespace: of.namespace.clone(), node: of.node.clone(), id: of.id.clone() }
 }
@@ -275,6 +262,48 @@ impl Plan<'_> {
             }
             None => self.put(&StoreKey::Registration(key.clone()), new),
         }
+    }
+
+    /// Checks that do not come with their service: of the node, or of what is registered on it.
+    fn others(&mut self, checks: &[CheckRecord]) -> Result<(), CatalogError> {
+        for check in checks {
+            let before = self.txn.ops.len();
+            let mut check = check.clone();
+            let subject = self.subject(&mut check, checks)?;
+            self.check(check)?;
+            // One that stays as it is has its service: neither goes without the other.
+            if self.txn.ops.len() > before {
+                let new = subject.filter(|subject| !self.txn.compares.contains(subject));
+                self.txn.compares.extend(new);
+            }
+        }
+        Ok(())
+    }
+
+    /// Names the service of a check that has one, which must be there. `along`: all that are
+    /// written with it.
+    fn subject(
+        &self,
+        check: &mut CheckRecord,
+        along: &[CheckRecord],
+    ) -> Result<Option<Compare>, CatalogError> {
+        if check.service_id.is_empty() {
+            return Ok(None);
+        }
+        let of = RegistrationKey {
+            namespace: check.namespace.clone(),
+            node: check.node.clone(),
+            id: check.service_id.clone(),
+        };
+        let Some(registration) = self.catalog.registration(&of) else {
+            return Err(CatalogError::NoSuchService { id: of.id.to_string() });
+        };
+        check.service_name.clone_from(&registration.service);
+        let is_along = |id: &Arc<str>| along.iter().any(|other| other.id == *id);
+        let there = self.catalog.checks_of(&of).filter(|(key, _)| !is_along(&key.id)).count();
+        let new = along.iter().filter(|other| other.service_id == of.id).count();
+        limit("the service's list of checks", there + new, CHECKS_PER_INSTANCE_MAX)?;
+        Ok(Some(Compare::Exists(StoreKey::Registration(of).to_string().into())))
     }
 
     /// As in Consul a check that an agent has is as it is when its instance is registered anew.

@@ -128,7 +128,7 @@ fn planned(world: &World, change: &CatalogOp) -> Result<Txn, CatalogError> {
         known.ok_or_else(|| CatalogError::Invalid(format!("node {name:?} is not known")))
     };
     match change {
-        CatalogOp::SetNode(node) => plan::register_node(catalog, node, true),
+        CatalogOp::SetNode(node) => plan::register_on(catalog, (node, true), &[]),
         CatalogOp::DeleteNode(node) => {
             let txn = plan::deregister_node(catalog, node, crate::catalog::has_joined(world, node));
             match txn.ops.iter().any(|op| **op.key() == *StoreKey::Node(node.clone()).to_string()) {

@@ -186,7 +186,7 @@ fn ttl_check() -> (CheckKey, ServiceRequest) {
         checks: vec![check],
         replace_checks: true,
         node,
-        update_node: false,
+        ..ServiceRequest::default()
     };
     (key, request)
 }

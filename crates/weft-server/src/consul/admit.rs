@@ -158,13 +158,32 @@ impl Door {
         checks: &[CheckRecord],
     ) -> Result<Handle, Refusal> {
         let key = registration_key(new);
-        let keys = |view: &View| {
-            let of = checks.iter().flat_map(|c| check_keys(view, &of_service(c, &key)));
-            std::iter::once(StoreKey::Registration(key.clone())).chain(of).collect()
-        };
+        let keys = |view: &View| service_keys(view, &key, checks);
         let look = self.look(ask, keys).await?;
         Admission { ask, view: &look.view, made: &[] }.service(new, checks)?;
         Ok(self.catalog().given(&look.seen))
+    }
+
+    /// What the admission of `catalog/register` rests on: of a registration with its checks, and of
+    /// checks of the node or of what else is on it.
+    pub(super) async fn seen_registering(
+        &self,
+        ask: &Ask,
+        (service, own): (Option<&Registration>, &[CheckRecord]),
+        others: &[CheckRecord],
+    ) -> Result<SeenKeys, Refusal> {
+        let key = service.map(registration_key);
+        let keys = |view: &View| {
+            let made = key.iter().flat_map(|key| service_keys(view, key, own));
+            made.chain(others.iter().flat_map(|check| check_keys(view, check))).collect()
+        };
+        let look = self.look(ask, keys).await?;
+        let admission = Admission { ask, view: &look.view, made: &[] };
+        if let Some(service) = service {
+            admission.service(service, own)?;
+        }
+        others.iter().try_for_each(|check| admission.check(check, Verb::Write))?;
+        Ok(look.seen)
     }
 
     /// The catalog, for changes of what an id names.
@@ -195,6 +214,12 @@ impl Door {
         Admission { ask, view: &look.view, made: &[] }.known_check(key, Verb::Write)?;
         Ok(self.catalog().given(&look.seen))
     }
+}
+
+/// What a registration's admission rests on, with the checks that come with it.
+fn service_keys(view: &View, key: &RegistrationKey, checks: &[CheckRecord]) -> Vec<StoreKey> {
+    let of = checks.iter().flat_map(|check| check_keys(view, &of_service(check, key)));
+    std::iter::once(StoreKey::Registration(key.clone())).chain(of).collect()
 }
 
 /// What a check's admission rests on.

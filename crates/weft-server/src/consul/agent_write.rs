@@ -47,6 +47,7 @@ impl Door {
                 registration,
                 checks,
                 replace_checks,
+                others: Vec::new(),
                 node: (*node).clone(),
                 update_node: false,
             })
@@ -62,6 +63,7 @@ impl Door {
                     registration,
                     checks,
                     replace_checks,
+                    others: Vec::new(),
                     node: (*node).clone(),
                     update_node: false,
                 })

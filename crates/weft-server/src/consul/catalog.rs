@@ -12,7 +12,7 @@ use weft_registry::catalog::{CatalogError, ServiceRequest, check_key, registrati
 
 use super::Door;
 use super::acl::ANONYMOUS;
-use super::admit::{Admission, sees, subject_of};
+use super::admit::{Admission, sees};
 use super::agent::filter_of;
 use super::body::{self, Fields};
 use super::error::Refusal;
@@ -53,63 +53,42 @@ impl Door {
         let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {
             service.as_ref().is_some_and(|service| check.service_id == service.id)
         });
-        // All of it or nothing: what the catalog would not have is refused before any is written.
-        for check in &others {
-            self.has_subject(&on_node(ask, &node, check.clone())).await?;
-        }
+        let others = others.into_iter().map(|check| on_node(ask, &node, check));
+        let others: Vec<_> = others.filter(|c| !self.is_agents_check(&check_key(c))).collect();
         // What the own agent says stands, with its checks.
-        match service.and_then(|service| self.as_its_agent_has_it(service)) {
-            None => self.catalog().register_node(&node, update_node).await?,
+        let service = service.and_then(|service| self.as_its_agent_has_it(service));
+        let own = if service.as_ref().is_some_and(|s| s.agent) { Vec::new() } else { own };
+        let mut seen = self.seen_registering(ask, (service.as_ref(), &own), &others).await?;
+        // All of it at one index, or nothing: who sees the instance sees what is said of its node.
+        let done = match service {
+            None => self.catalog().given(&seen).register_on((&node, update_node), &others).await,
             Some(registration) => {
-                let own = if registration.agent { Vec::new() } else { own };
-                let mut catalog = self.for_service(ask, &registration, &own).await?;
                 if registration.agent {
                     // Nothing of it but the tags is new.
                     let key = StoreKey::Registration(registration_key(&registration));
                     self.known_here(&key).await?;
-                    catalog = catalog.given(&[(key, Some(registration.modified.0))]);
+                    seen.retain(|(known, _)| *known != key);
+                    seen.push((key, Some(registration.modified.0)));
                 }
                 let request = ServiceRequest {
                     registration,
                     checks: own,
-                    replace_checks: false,
-                    node: node.clone(),
+                    others,
+                    node,
                     update_node,
+                    ..ServiceRequest::default()
                 };
-                catalog.register_service(request).await?;
+                self.catalog().given(&seen).register_service(request).await
             }
-        }
-        for check in others {
-            let check = on_node(ask, &node, check);
-            if self.is_agents_check(&check_key(&check)) {
-                continue;
+        };
+        match done {
+            Err(why @ CatalogError::NoSuchService { .. }) => {
+                return Err(Refusal::internal(why.to_string()));
             }
-            match self.for_check(ask, &check).await?.register_check(&node, check).await {
-                Err(why @ CatalogError::NoSuchService { .. }) => {
-                    return Err(Refusal::internal(why.to_string()));
-                }
-                other => other?,
-            }
+            other => other?,
         }
         self.settled().await;
         Ok(Reply::json(Value::Bool(true)))
-    }
-
-    /// Refuses a check of a service that is not there.
-    async fn has_subject(&self, check: &CheckRecord) -> Result<(), Refusal> {
-        let of = subject_of(check);
-        let is_there =
-            || of.id.is_empty() || self.view().world.catalog().registration(&of).is_some();
-        if !is_there() {
-            self.heard().await?;
-        }
-        match is_there() {
-            true => Ok(()),
-            false => {
-                let why = CatalogError::NoSuchService { id: of.id.to_string() };
-                Err(Refusal::internal(why.to_string()))
-            }
-        }
     }
 
     /// Waits until looks show what other servers acknowledged before.

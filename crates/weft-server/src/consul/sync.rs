@@ -266,7 +266,9 @@ impl Door {
         let catalog = self.for_service(&ask, registration, checks).await?;
         let (registration, checks) = (registration.clone(), checks.to_vec());
         let (replace_checks, update_node, node) = (true, true, node.clone());
-        let request = ServiceRequest { registration, checks, replace_checks, node, update_node };
+        let others = Vec::new();
+        let request =
+            ServiceRequest { registration, checks, replace_checks, others, node, update_node };
         Ok(catalog.register_service(request).await?)
     }
 

@@ -103,8 +103,7 @@ fn request(n: usize) -> ServiceRequest {
     };
     let address = format!("10.9.0.{}", n % 100).into();
     let node = NodeRecord { node: node.as_str().into(), address, ..NodeRecord::default() };
-    let (checks, update_node) = (vec![check], false);
-    ServiceRequest { registration, checks, replace_checks: false, node, update_node }
+    ServiceRequest { registration, checks: vec![check], node, ..ServiceRequest::default() }
 }
 
 impl Rig {

@@ -42,9 +42,8 @@ fn request(id: &str, checks: &[&str]) -> ServiceRequest {
             ..Registration::default()
         },
         checks: checks.iter().map(|id| ttl(id)).collect(),
-        replace_checks: false,
         node: node(),
-        update_node: false,
+        ..ServiceRequest::default()
     }
 }
 
@@ -82,6 +81,48 @@ fn checks_not_named_stay_unless_they_are_to_be_replaced() {
     let txn = register(w.catalog(), replacing).unwrap();
     apply(&mut w, &txn);
     assert_eq!(checks(&w, "w"), ["_service_maintenance:w", "b"], "maintenance is not a client's");
+}
+
+#[test]
+fn checks_of_others_are_written_along() {
+    let others = |ids: &[(&str, &str)]| -> Vec<CheckRecord> {
+        let one = |(id, of): &(&str, &str)| CheckRecord {
+            namespace: "default".into(),
+            node: "n".into(),
+            service_id: (*of).into(),
+            ..ttl(id)
+        };
+        ids.iter().map(one).collect()
+    };
+    let mut w = World::new();
+    let txn = register(w.catalog(), request("w", &["a", "moves"])).unwrap();
+    apply(&mut w, &txn);
+    // One of them was the service's own, which has another name now.
+    let ids = [("node", ""), ("moves", ""), ("b", "w")];
+    let mut with = ServiceRequest { others: others(&ids), ..request("x", &["own"]) };
+    with.registration.service = "x".into();
+    let txn = register(w.catalog(), with.clone()).unwrap();
+    assert_eq!(txn.ops.len(), 5, "{txn:?}");
+    let subject = Compare::Exists(StoreKey::Registration(key("w")).to_string().into());
+    assert!(txn.compares.contains(&subject), "{txn:?}");
+    apply(&mut w, &txn);
+    assert_eq!(
+        (checks(&w, "w"), checks(&w, "x")),
+        (vec!["a".into(), "b".into()], vec!["own".into()])
+    );
+    assert_eq!(w.catalog().node_checks("n").count(), 2);
+    let named =
+        w.catalog().checks_of(&key("w")).all(|(_, check)| &*check.service_name == "Web_API");
+    assert!(named);
+    assert!(register(w.catalog(), with.clone()).unwrap().ops.is_empty());
+    // Whose service is not there, and the one too many, keep all of it out.
+    with.others = others(&[("node", ""), ("c", "nobody")]);
+    let why = register(w.catalog(), with.clone()).unwrap_err();
+    assert!(matches!(why, CatalogError::NoSuchService { .. }), "{why}");
+    let ids: Vec<String> = (0..CHECKS_PER_INSTANCE_MAX - 1).map(|n| format!("c{n}")).collect();
+    with.others = others(&ids.iter().map(|id| (&**id, "w")).collect::<Vec<_>>());
+    let why = register(w.catalog(), with).unwrap_err();
+    assert!(matches!(why, CatalogError::TooMuch { found: 41, max: 40, .. }), "{why}");
 }
 
 #[test]

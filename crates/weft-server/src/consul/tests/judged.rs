@@ -195,6 +195,11 @@ async fn certificates_and_routes_of_entries_are_ones() {
         assert_eq!(said.status, 500, "{}", said.text);
         assert!(said.text.contains(why), "{}", said.text);
     }
+    // As `openssl` makes them without extensions, and as Consul takes them.
+    let old = include_str!("../../../../weft-identity/testdata/version-1.pem");
+    let entry = json!({"Kind": "inline-certificate", "Name": "old", "Certificate": old,
+                       "PrivateKey": old});
+    rig.put("/v1/config", entry).await;
 }
 
 #[tokio::test]
@@ -298,6 +303,44 @@ async fn a_check_that_names_no_service_is_the_nodes() {
     rig.put("/v1/catalog/deregister", gone).await;
     assert_eq!(count(&rig.get("/v1/health/service/a?passing").await), 0);
     assert_eq!(count(&rig.get("/v1/health/node/ext").await), 2);
+}
+
+#[tokio::test]
+async fn an_instance_is_never_seen_without_what_its_request_says_of_its_node() {
+    let rig = rig().await;
+    let body = |node: &str, status: &str| {
+        let check = json!({"CheckID": "alive", "Name": "alive", "Status": status});
+        json!({"Node": node, "Address": "10.2.2.2", "Service": {"Service": "s"}, "Checks": [check]})
+    };
+    let there = json!({"Node": "there", "Address": "10.2.2.2"});
+    rig.put("/v1/catalog/register", there).await;
+    let path = "/v1/health/service/s?passing";
+    let index = rig.get(path).await.index();
+    let query = format!("{path}&index={index}&wait=300s");
+    let (woken, ()) = tokio::join!(rig.get(&query), async {
+        rig.blocked(1).await;
+        for node in ["new", "there"] {
+            rig.put("/v1/catalog/register", body(node, "critical")).await;
+            let all = rig.get("/v1/health/service/s").await;
+            let of_all = all.json();
+            let one = of_all.as_array().unwrap().iter().find(|one| one["Node"]["Node"] == node);
+            let one = one.unwrap();
+            let at = &one["Service"]["ModifyIndex"];
+            let check = one["Checks"].as_array().unwrap().iter().find(|c| c["CheckID"] == "alive");
+            assert_eq!(&check.unwrap()["ModifyIndex"], at, "{node}: one write: {one}");
+            assert_eq!(json!(all.index()), *at, "{node}");
+            rig.blocked(1).await;
+        }
+        rig.put("/v1/catalog/register", body("well", "passing")).await;
+    });
+    let seen = woken.json();
+    assert_eq!((count(&woken), &seen[0]["Node"]["Node"]), (1, &json!("well")), "{seen}");
+    // Without a service it is one write as well.
+    let two = json!([{"CheckID": "a", "Name": "a"}, {"CheckID": "b", "Name": "b"}]);
+    let of_node = json!({"Node": "bare", "Address": "10.2.2.3", "Checks": two});
+    rig.put("/v1/catalog/register", of_node).await;
+    let checks = rig.get("/v1/health/node/bare").await.json();
+    assert_eq!(checks[0]["CreateIndex"], checks[1]["CreateIndex"], "{checks}");
 }
 
 #[tokio::test]
