@@ -10,10 +10,11 @@ use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since, S
 use weft_kinds::views::check::{
     CheckDefinition, NODE_MAINTENANCE, SERF_HEALTH, SERF_NAMESPACE, SERVICE_MAINTENANCE,
 };
-use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey};
+use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey, encode};
 use weft_store::{Compare, Op, Revision, Txn};
 
 use super::error::CatalogError;
+use crate::consul::{COORDINATES, keys};
 use crate::guards;
 
 /// Registrations in one catalog.
@@ -179,6 +180,8 @@ pub fn deregister_node(catalog: &Catalog, node: &str, joined: bool) -> Txn {
     }
     if catalog.node(node).is_some() {
         plan.txn.ops.push(Op::delete(StoreKey::Node(node.into()).to_string()));
+        // Another node of its name is elsewhere.
+        plan.txn.ops.push(Op::delete(keys::record(COORDINATES, &encode(node))));
     }
     plan.txn
 }

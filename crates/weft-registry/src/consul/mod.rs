@@ -32,7 +32,7 @@ pub use contact::{Contact, Peer, SILENT_AFTER};
 pub use error::ConsulError;
 pub use event::{Event, PAYLOAD_BYTES_MAX};
 pub use kv::{Draft, Pair, Seen, VALUE_BYTES_MAX};
-pub use records::{Change, RECORDS_MAX};
+pub use records::{COORDINATES, Change, RECORDS_MAX};
 pub use session::{Behavior, LOCK_DELAY_MS_MAX, Session};
 pub use shelf::{Shelf, Waiter};
 pub use snapshot::Dump;

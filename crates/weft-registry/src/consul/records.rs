@@ -13,6 +13,9 @@ use super::error::ConsulError;
 use super::state::{Item, State, What};
 use super::{Handle, keys};
 
+/// The table of where nodes are in the network: a record for each, under its encoded name, which
+/// goes with its node.
+pub const COORDINATES: &str = "coordinate";
 /// Records of one table.
 pub const RECORDS_MAX: usize = 20_000;
 

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use weft_registry::consul::State;
+use weft_registry::consul::{COORDINATES, State};
 
 use super::Door;
 use super::body::part;
 use super::http::Ask;
-use super::operator::COORDINATES;
 
 /// Where answers are looked at from.
 #[derive(Clone, Debug)]
@@ -95,6 +94,13 @@ impl Door {
             named => self.node_named(named),
         };
         Some(Near::new(from, self.consul().state()))
+    }
+
+    /// Whether a coordinate is of a node that is there. The records may be ahead of the catalog,
+    /// which wakes nobody who waits for them: what is new is not taken for what was left over.
+    pub(super) fn is_placed(&self, state: &State, node: &str) -> bool {
+        let view = self.view();
+        view.has_node(node) || view.world.revision() < state.revision()
     }
 
     /// A node as it is spelled here, named alone or with its datacentre, as

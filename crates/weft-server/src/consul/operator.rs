@@ -8,7 +8,7 @@ use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_registry::catalog::is_spoken_for;
-use weft_registry::consul::{Change, State, Topic, keys};
+use weft_registry::consul::{COORDINATES, Change, State, Topic, keys};
 
 use super::Door;
 use super::body::Fields;
@@ -20,7 +20,6 @@ use super::reply::Reply;
 use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE};
 
 const SETTINGS: &str = "setting";
-pub(super) const COORDINATES: &str = "coordinate";
 /// What instances are counted by that speak Connect.
 const CONNECT_KINDS: [&str; 6] = [
     "api-gateway",
@@ -231,7 +230,8 @@ impl Door {
                 .view()
                 .is_server(&node)
                 .then(|| json!({"Segment": "", "Coord": super::status::origin()}));
-            let known = state.record(COORDINATES, &name).map(|(record, _)| (**record).clone());
+            let there = state.record(COORDINATES, &name).filter(|_| self.is_placed(state, &node));
+            let known = there.map(|(record, _)| (**record).clone());
             Ok(match known.or(own) {
                 Some(mut found) => {
                     if let Value::Object(map) = &mut found {

@@ -10,13 +10,12 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 use weft_identity::permission::{Kind, Verb};
-use weft_registry::consul::{ConsulError, Topic, keys};
+use weft_registry::consul::{COORDINATES, ConsulError, Topic, keys};
 
 use super::Door;
 use super::body;
 use super::error::Refusal;
 use super::http::Ask;
-use super::operator::COORDINATES;
 use super::params::Blocking;
 use super::reply::Reply;
 use super::view::SERVER_RPC_PORT;
@@ -166,7 +165,8 @@ impl Door {
             }
             all.retain(|one| {
                 let node = self.node_named(body::word(one, "Node"));
-                ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node)
+                let may = ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node);
+                may && self.is_placed(state, &node)
             });
             Ok(Reply::json(Value::Array(all)))
         })

@@ -78,6 +78,44 @@ async fn a_coordinate_is_its_nodes_however_that_one_is_named() {
 }
 
 #[tokio::test]
+async fn a_coordinate_goes_with_its_node() {
+    let rig = rig().await;
+    let node = |name: &str| json!({"Node": name, "Address": "10.1.1.1"});
+    let coord = json!({"Vec": [1, 0, 0, 0, 0, 0, 0, 0], "Error": 1, "Adjustment": 0, "Height": 0});
+    let listed = "/v1/coordinate/nodes";
+    for (way, gone) in [
+        ("/v1/catalog/deregister", json!({"Node": "a b"})),
+        ("/v1/txn", json!([{"Node": {"Verb": "delete", "Node": {"Node": "a b"}}}])),
+    ] {
+        for name in ["a b", "stays"] {
+            rig.put("/v1/catalog/register", node(name)).await;
+            rig.put("/v1/coordinate/update", json!({"Node": name, "Coord": coord})).await;
+        }
+        let before = rig.get(listed).await;
+        assert_eq!(said(&before, "/Node"), ["n1", "a b", "stays"]);
+        let waiting = format!("{listed}?index={}&wait=60s", before.index());
+        let (told, ()) = tokio::join!(rig.get(&waiting), async {
+            rig.blocked(1).await;
+            rig.put(way, gone).await;
+        });
+        assert_eq!(said(&told, "/Node"), ["n1", "stays"], "{way}");
+        // Another one of its name is nowhere yet.
+        rig.put("/v1/catalog/register", node("a b")).await;
+        assert_eq!(rig.get("/v1/coordinate/node/a%20b").await.status, 404, "{way}");
+    }
+    // What an older version left of one is not shown.
+    let left = json!({"Node": "ghost", "Segment": "", "Coord": coord});
+    let plan = |_: &weft_registry::consul::State| {
+        let put = weft_registry::consul::Change::Put("ghost".to_owned(), left.clone());
+        Ok::<_, weft_registry::consul::ConsulError>((vec![put], ()))
+    };
+    rig.door.consul().change(weft_registry::consul::COORDINATES, plan).await.unwrap();
+    rig.door.0.indexes.reached(rig.registry.now().revision()).await;
+    assert_eq!(said(&rig.get(listed).await, "/Node"), ["n1", "stays"]);
+    assert_eq!(rig.get("/v1/coordinate/node/ghost").await.status, 404);
+}
+
+#[tokio::test]
 async fn a_duration_that_an_older_version_kept_as_text_is_shown_as_clients_read_it() {
     let rig = rig().await;
     let check = json!({"Interval": "10s", "BaseEjectionTime": ""});
