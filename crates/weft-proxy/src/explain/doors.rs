@@ -3,14 +3,17 @@
 //! server name chooses, whether its TLS is ended, passed on unopened or closed. The same decisions
 //! as `tcp::accept` makes of real connections.
 
+use std::time::Duration;
+
 use weft_model::decide::{explain_rules, pick_section};
 use weft_model::{Rule, Section, value};
 
-use super::steps::of_silence;
-use super::{Explanation, Place, closed, forward, forwarded, not_taken, taken, whole};
+use super::steps::{default_step, of_silence};
+use super::{Explanation, Place, Step, closed, forward, forwarded, not_taken, taken, whole};
 use crate::config::ProxyLimits;
 use crate::table::{GatewayEntry, Table};
 use crate::tcp::route::{self, Who};
+use crate::udp::ANSWERED_IDLE;
 use crate::worker::Conn;
 
 /// What a client's first bytes meet.
@@ -139,6 +142,13 @@ pub(super) fn tunnel(table: &Table, host: &str, port: u16, conn: &Conn, out: &mu
     unread(rule, BYTES, out);
 }
 
+/// A flow of a question and its answer is over sooner.
+fn of_answered(rule: Option<&Rule>) -> Step {
+    let said = rule.and_then(|r| r.timeouts.idle_ms).filter(|ms| *ms > 0);
+    let ms = said.map_or(ANSWERED_IDLE, Duration::from_millis).min(ANSWERED_IDLE).as_millis();
+    default_step("idle timeout once answered", format!("{ms} ms"))
+}
+
 /// Nobody on the way answers for what nobody reads, and what only requests have counts for none.
 fn unread(rule: Option<&Rule>, passed: &str, out: &mut Explanation) {
     let limits = ProxyLimits::default();
@@ -148,6 +158,9 @@ fn unread(rule: Option<&Rule>, passed: &str, out: &mut Explanation) {
     match &*out.answer.kind {
         "forwarded" => {
             out.steps.extend(of_silence(rule, idle));
+            if passed == DATAGRAMS {
+                out.steps.push(of_answered(rule));
+            }
             out.answer = forwarded(passed.into());
         }
         _ => out.answer = closed(std::mem::take(&mut out.answer.text)),

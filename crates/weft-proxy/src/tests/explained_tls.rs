@@ -315,6 +315,9 @@ fn bytes_and_datagrams_are_explained_by_their_own_times() {
             said.steps.iter().filter(|step| step.what == value::IDLE_TIMEOUT).collect();
         let [told] = told.as_slice() else { panic!("{said:?}") };
         assert_eq!((&*told.value, &*told.object), (idle, by), "{said:?}");
+        // A question and its answer are less.
+        let once = said.steps.iter().find(|step| step.what == "idle timeout once answered");
+        assert_eq!(once.map(|step| &*step.value), datagrams.then_some("5000 ms"));
         let of_requests = [value::REQUEST_TIMEOUT, value::RETRY_BUDGET, value::IDLE_CONNECTIONS];
         assert!(!said.steps.iter().any(|step| of_requests.contains(&&*step.what)), "{said:?}");
     }

@@ -31,7 +31,7 @@ use crate::upstream::pool::InFlight;
 use crate::worker::Worker;
 
 /// A flow of a question and its answer is over sooner than one that goes on.
-const ANSWERED_IDLE: Duration = Duration::from_secs(5);
+pub const ANSWERED_IDLE: Duration = Duration::from_secs(5);
 const QUESTIONS_MAX: u64 = 2;
 /// While the proxy drains, answers under way may still come.
 const LAST_WORDS: Duration = Duration::from_millis(500);

@@ -27,6 +27,7 @@ use crate::tcp::route::{self, Way, Who};
 use crate::upstream::ask::Key;
 use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::worker::{Conn, Worker};
+pub use flow::ANSWERED_IDLE;
 use flow::Flow;
 pub use room::Flows;
 use room::Place;

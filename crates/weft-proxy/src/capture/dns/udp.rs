@@ -140,10 +140,12 @@ impl Forwarder {
     async fn take_what_came(&mut self) {
         let mut answer = vec![0; ANSWER_BYTES_MAX];
         for _ in 0..DNS_QUESTIONS_MAX {
-            let Some(Ok(n)) = self.upstream.as_ref().map(|u| u.try_recv(&mut answer)) else {
-                return;
-            };
-            self.answer(answer.get_mut(..n).unwrap_or_default()).await;
+            match self.upstream.as_ref().map(|u| u.try_recv(&mut answer)) {
+                Some(Ok(n)) => self.answer(answer.get_mut(..n).unwrap_or_default()).await,
+                // What one question met is told once, and answers to others may be behind it.
+                Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
         }
     }
 

@@ -246,6 +246,9 @@ fn between(argument: &str) -> Result<More, String> {
 /// `SNI_ONLY`, or which is shown first; and which host: weft has the one that the client sent.
 fn asked(argument: &str) -> Result<Option<More>, String> {
     let (first, host) = argument.split_once(':').unwrap_or((argument, "ORIG_OR_HOST"));
+    if !["ORIG", "ORIG_OR_HOST", "HOST"].contains(&host) {
+        return Err("ORIG or ORIG_OR_HOST".into());
+    }
     let host_first = match first {
         "" | "SNI_ONLY" => return Ok(None),
         "SNI_FIRST" => false,
@@ -253,9 +256,8 @@ fn asked(argument: &str) -> Result<Option<More>, String> {
         _ => return Err("SNI_ONLY, SNI_FIRST or HOST_FIRST".into()),
     };
     match host {
-        "ORIG" | "ORIG_OR_HOST" => Ok(Some(More::Asked { host_first })),
         "HOST" => Err("the host behind a rewrite is not recorded; write ORIG".into()),
-        _ => Err("ORIG or ORIG_OR_HOST".into()),
+        _ => Ok(Some(More::Asked { host_first })),
     }
 }
 
