@@ -24,7 +24,7 @@ one() { # TARGET SECONDS
   mkdir -p "$found" "corpus/$1" "$work/crashes"
   [ -d "seeds/$1" ] && seeds=("seeds/$1")
   if WEFT_FUZZ_TARGET=$1 "$root/target/debug/weft-fuzz" -max_total_time="$2" -max_len=4096 \
-    -timeout=60 -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$work/crashes/$1-" \
+    -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$work/crashes/$1-" \
     "$found" "corpus/$1" "${seeds[@]}" >"$log" 2>&1; then
     printf '%-16s %9s runs, coverage %s\n' "$1" \
       "$(sed -n 's/^stat::number_of_executed_units: //p' "$log")" \

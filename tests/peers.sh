@@ -58,7 +58,8 @@ command -v valgrind >/dev/null || wanted+=(valgrind)
 packages() {
   local all package new="$peers/debs/new"
   apt-get "${options[@]}" update -qq || return
-  all=$(apt-get "${options[@]}" install --simulate --no-install-recommends -qq "${wanted[@]}")
+  all=$(apt-get "${options[@]}" install --simulate --no-install-recommends -qq "${wanted[@]}") ||
+    return
   for package in "${wanted[@]}" $(awk '$1 == "Inst" { print $2 }' <<<"$all"); do
     ls "$peers/debs/${package}_"*.deb >/dev/null 2>&1 && continue
     # Half a package is none.

@@ -208,7 +208,8 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     tree = mesh.tree()
     mesh.stop(how=signal.SIGHUP)
     assert mesh.process.returncode == 0
-    until("all have ended", lambda: [pid for pid in tree if alive(pid)] == [])
+    # Who was killed is gone when the kernel has come round to it.
+    until("all have ended", lambda: [pid for pid in tree if alive(pid)] == [], seconds=10)
 
 
 def test_down_and_reset_work_as_the_messages_say(tmp_path):

@@ -131,9 +131,15 @@ def fits(token, answer):
 
 
 def judge(at, host, case):
+    """On a busy machine two seconds may be too few: what does not pass because nothing more came is
+    played again. An answer is a verdict, and so is an end."""
     name, passes, warns, data = case
-    answer = play(at, data)
-    if any(fits(t, answer) for t in passes):
+    for _ in range(3):
+        answer = play(at, data)
+        passed = any(fits(t, answer) for t in passes)
+        if passed or answer.closed or answer.count > 1:
+            break
+    if passed:
         verdict = "pass"
     elif any(fits(t, answer) for t in warns):
         verdict = "warn"

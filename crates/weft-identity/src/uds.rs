@@ -327,7 +327,10 @@ impl Kept {
         let (kept, turn) = (self.clone(), self.turn());
         tokio::task::spawn_blocking(move || {
             if let Err(why) = kept.put(turn, text.as_deref()) {
-                tracing::warn!(error = %chain(&why), "the identity kept for a restart is old");
+                let file = kept.path.display();
+                let said = "what is kept for a restart is an older answer: make the directory \
+                            writable, or remove the file";
+                tracing::warn!(error = %chain(&why), %file, "{said}");
             }
         })
     }

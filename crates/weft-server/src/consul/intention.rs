@@ -162,7 +162,7 @@ impl Door {
         .await
     }
 
-    /// By its id: its source may be another from now on, what is left out stays.
+    /// By its id: its source may be another from now on; names that are left out stay.
     async fn change_intention(&self, ask: &Ask, one: &Intention) -> Result<Reply, Refusal> {
         let body = bodies::object(&ask.body, bodies::INTENTION)?;
         let fields = Fields::new(&body, "");
