@@ -12,8 +12,9 @@ use weft_server::k8s::fuzz;
 /// The first byte says which.
 pub fn words(data: &[u8]) {
     let Some((which, text)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => selectors(text),
+        4 => steps(text),
         which => patches(which, text),
     }
 }
@@ -45,6 +46,47 @@ fn patches(which: u8, text: &[u8]) {
             bounded(&old, &patch, &new, 3 * 1024 * 1024);
             assert!(depth(&new) <= DOCUMENT_DEPTH_MAX, "{} levels", depth(&new));
         }
+    }
+}
+
+/// Operations between places that are there, three bytes each: which, from where, to where. What is
+/// taken one by one is taken all at once.
+fn steps(bytes: &[u8]) {
+    let (old, mut new, mut done) = (deployment(), deployment(), Vec::new());
+    for step in bytes.chunks_exact(3).take(32) {
+        let (mut values, mut gaps) = (Vec::new(), Vec::new());
+        places(&new, "", &mut values, &mut gaps);
+        let from = &values[usize::from(step[1]) % values.len()];
+        let to = &gaps[usize::from(step[2]) % gaps.len()];
+        let operation = match step[0] % 3 {
+            0 => json!({"op": "copy", "from": from, "path": to}),
+            1 => json!({"op": "move", "from": from, "path": to}),
+            _ => json!({"op": "remove", "path": from}),
+        };
+        let Ok(made) = patch::operations(&new, &json!([operation])) else { continue };
+        assert!(depth(&made) <= DOCUMENT_DEPTH_MAX, "{} levels", depth(&made));
+        done.push(operation);
+        new = made;
+        // All copies together stay below what may be copied.
+        if new.to_string().len() > 64 * 1024 || new.as_object().is_none_or(|all| all.is_empty()) {
+            break;
+        }
+    }
+    let whole = patch::operations(&old, &done.into()).expect("each was taken alone");
+    assert_eq!(whole, new);
+}
+
+/// Where values are, and where one may be added.
+fn places(value: &Value, at: &str, values: &mut Vec<String>, gaps: &mut Vec<String>) {
+    let below: Vec<(String, &Value)> = match value {
+        Value::Object(all) => all.iter().map(|(name, v)| (format!("{at}/{name}"), v)).collect(),
+        Value::Array(all) => (0..).zip(all).map(|(n, v)| (format!("{at}/{n}"), v)).collect(),
+        _ => return,
+    };
+    gaps.push(format!("{at}/{}", if value.is_array() { "-" } else { "x" }));
+    for (at, value) in below {
+        places(value, &at, values, gaps);
+        values.push(at);
     }
 }
 
