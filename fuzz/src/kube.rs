@@ -49,15 +49,17 @@ fn patches(which: u8, text: &[u8]) {
     }
 }
 
-/// Operations between places that are there, three bytes each: which, from where, to where. What is
-/// taken one by one is taken all at once.
+/// Operations between places that are there, three bytes each: which, from where, to where (above 127: to
+/// the deepest). What is taken one by one is taken all at once.
 fn steps(bytes: &[u8]) {
     let (old, mut new, mut done) = (deployment(), deployment(), Vec::new());
-    for step in bytes.chunks_exact(3).take(32) {
+    for step in bytes.chunks_exact(3).take(12) {
         let (mut values, mut gaps) = (Vec::new(), Vec::new());
         places(&new, "", &mut values, &mut gaps);
         let from = &values[usize::from(step[1]) % values.len()];
-        let to = &gaps[usize::from(step[2]) % gaps.len()];
+        gaps.sort_by_key(|at: &String| at.matches('/').count());
+        let to = if step[2] > 127 { gaps.len() - 1 } else { usize::from(step[2]) % gaps.len() };
+        let to = &gaps[to];
         let operation = match step[0] % 3 {
             0 => json!({"op": "copy", "from": from, "path": to}),
             1 => json!({"op": "move", "from": from, "path": to}),
@@ -68,7 +70,7 @@ fn steps(bytes: &[u8]) {
         done.push(operation);
         new = made;
         // All copies together stay below what may be copied.
-        if new.to_string().len() > 64 * 1024 || new.as_object().is_none_or(|all| all.is_empty()) {
+        if new.to_string().len() > 8 * 1024 || new.as_object().is_none_or(|all| all.is_empty()) {
             break;
         }
     }
