@@ -49,8 +49,8 @@ fn patches(which: u8, text: &[u8]) {
     }
 }
 
-/// Operations between places that are there, three bytes each: which, from where, to where (above 127: to
-/// the deepest). What is taken one by one is taken all at once.
+/// Operations between places that are there, three bytes each: which, from where, to where (above
+/// 127: to the deepest). What is taken one by one is taken all at once.
 fn steps(bytes: &[u8]) {
     let (old, mut new, mut done) = (deployment(), deployment(), Vec::new());
     for step in bytes.chunks_exact(3).take(12) {
