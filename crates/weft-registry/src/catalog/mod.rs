@@ -17,7 +17,7 @@ pub(crate) mod remember;
 mod timers;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +50,7 @@ use crate::consul::Barriers;
 pub const OUTPUT_EVERY_MS: u64 = 60_000;
 /// Requests about one instance follow each other; those about different ones need not.
 const STRIPES: usize = 64;
+type Turn<'a> = tokio::sync::MutexGuard<'a, ()>;
 /// Due deadlines worked on at a time.
 const DUE_AT_ONCE: usize = 32;
 
@@ -209,7 +210,9 @@ impl Handle {
             // Those that are to go are all that there are.
             self.known().await?;
         }
-        let _turn = self.turn(&key.node, &key.id).await;
+        // Of whatever its checks are, so that none of these goes meanwhile.
+        let beside = request.others.iter().map(|check| &*check.service_id);
+        let _turns = self.turns(&key.node, beside.chain([&*key.id])).await;
         let plan = |world: &World| {
             refuse_foreign(world, &key.namespace, &service)?;
             plan::register(world.catalog(), request.clone())
@@ -482,12 +485,19 @@ impl Handle {
     }
 
     /// Waits for one's turn to change what this id names on this node.
-    async fn turn(&self, node: &str, id: &str) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        let at = self.0.hasher.hash_one((node, id)) % STRIPES as u64;
-        match usize::try_from(at).ok().and_then(|at| self.0.stripes.get(at)) {
-            Some(stripe) => Some(stripe.lock().await),
-            None => None,
+    async fn turn(&self, node: &str, id: &str) -> Option<Turn<'_>> {
+        self.turns(node, [id]).await.pop()
+    }
+
+    /// The same of several ids; in one order whoever asks, so that nobody waits in a circle.
+    async fn turns<'a>(&self, node: &str, ids: impl IntoIterator<Item = &'a str>) -> Vec<Turn<'_>> {
+        let of = |id| usize::try_from(self.0.hasher.hash_one((node, id)) % STRIPES as u64).ok();
+        let places: BTreeSet<usize> = ids.into_iter().filter_map(of).collect();
+        let mut turns = Vec::with_capacity(places.len());
+        for stripe in places.into_iter().filter_map(|at| self.0.stripes.get(at)) {
+            turns.push(stripe.lock().await);
         }
+        turns
     }
 
     fn timers(&self) -> MutexGuard<'_, Timers> {

@@ -49,8 +49,10 @@ impl Handle {
             return Ok(());
         }
         let begun = self.begun();
-        let of = checks.first().map_or("", |check| &*check.service_id);
-        let _turn = self.turn(&node.node, of).await;
+        // Of the node where there is none.
+        let of = checks.iter().map(|check| &*check.service_id);
+        let none = checks.is_empty().then_some("");
+        let _turns = self.turns(&node.node, of.chain(none)).await;
         let plan = |world: &World| plan::register_on(world.catalog(), (node, update), checks);
         self.change(begun, plan).await?;
         checks.iter().for_each(|check| self.watch(&check_key(check)));

@@ -84,6 +84,10 @@ pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, Catal
     plan.others(&others)?;
     let taken: Vec<CheckKey> = others.iter().map(check_key).collect();
     let is_left = |old: &CheckKey| !listed.contains(&old.id) && !taken.contains(old);
+    if !replace_checks {
+        let left = catalog.checks_of(&key).filter(|(old, _)| is_left(old)).count();
+        check_limits(&registration, listed.len() + left)?;
+    }
     for (old, record) in catalog.checks_of(&key).filter(|(old, _)| is_left(old)) {
         if replace_checks && !record.is_maintenance() {
             plan.drop_check(old);
@@ -233,9 +237,9 @@ pub fn check_key(of: &CheckRecord) -> CheckKey {
 // === impl Plan ===
 
 impl Plan<'_> {
-    /// Whether another instance's removal might not fit.
+    /// Whether another instance's removal might not fit, with the node's behind it.
     fn is_full(&self) -> bool {
-        self.txn.ops.len() + 2 * CHECKS_PER_INSTANCE_MAX + 2 > weft_base::limits::STORE_TXN_OPS_MAX
+        self.txn.ops.len() + 2 * CHECKS_PER_INSTANCE_MAX + 3 > weft_base::limits::STORE_TXN_OPS_MAX
     }
 
     fn node(&mut self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {

@@ -165,6 +165,34 @@ async fn those_who_wait_for_one_turn_share_what_the_store_is_asked() {
 }
 
 #[tokio::test]
+async fn a_service_does_not_go_while_a_check_of_it_comes_with_another() {
+    let rig = rig().await;
+    let of = |id: &str| {
+        let mut request = web(Vec::new());
+        request.registration.id = id.into();
+        request
+    };
+    for id in ["a", "b"] {
+        rig.handle.register_service(of(id)).await.unwrap();
+    }
+    let on_b = CheckRecord { service_id: "b".into(), node: "n".into(), ..ttl(600_000) };
+    let on_b = CheckRecord { namespace: "default".into(), ..on_b };
+    let node = of("a").node;
+    let turn = rig.handle.turn("n", "b").await;
+    let with_a = ServiceRequest { others: vec![on_b.clone()], ..of("a") };
+    let on_node = CheckRecord { id: "other".into(), service_id: "".into(), ..on_b.clone() };
+    let both = [on_node, on_b];
+    tokio::select! {
+        biased;
+        done = rig.handle.register_service(with_a) => panic!("{done:?}"),
+        done = rig.handle.register_on((&node, false), &both) => panic!("{done:?}"),
+        () = std::future::ready(()) => {}
+    }
+    drop(turn);
+    rig.tasks.shutdown(Duration::from_millis(1)).await;
+}
+
+#[tokio::test]
 async fn changes_of_output_alone_are_held_back_and_the_last_one_is_written() {
     let rig = rig().await;
     rig.handle.register_service(web(vec![ttl(600_000)])).await.unwrap();

@@ -86,7 +86,10 @@ impl Handle {
             return Ok(());
         }
         let own = txn.compares.len();
-        txn.compares.extend(self.1.iter().cloned());
+        // What the plan compares itself counts once.
+        let more: Vec<_> =
+            self.1.iter().filter(|one| !txn.compares.contains(one)).cloned().collect();
+        txn.compares.extend(more);
         let outcome = self.0.store.txn(txn).await?;
         if !outcome.succeeded {
             return Err(match outcome.failed {

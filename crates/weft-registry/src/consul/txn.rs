@@ -8,7 +8,8 @@ use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
 use weft_store::{Compare, Op, Txn};
 
 use super::error::ConsulError;
-use super::{Draft, Handle};
+use super::state::State;
+use super::{COORDINATES, Draft, Handle, keys};
 use crate::catalog::{CatalogError, ServiceRequest, plan};
 
 /// When a record was written that a [`CatalogDraft`] writes: the revision is known once it is done.
@@ -55,7 +56,8 @@ impl Handle {
                 let mut catalog = CatalogDraft::new((*self.world()).clone());
                 let out = verbs(&mut draft, &mut catalog)?;
                 let mut txn = draft.into_txn()?;
-                txn.ops.extend(catalog.txn.ops);
+                let is_needed = |op: &Op| !is_coordinate_that_is_not_there(state, op);
+                txn.ops.extend(catalog.txn.ops.into_iter().filter(is_needed));
                 txn.compares.extend(catalog.txn.compares);
                 Ok::<_, ConsulError>((txn, (catalog.checks, out)))
             })
@@ -120,6 +122,14 @@ impl CatalogDraft {
 }
 
 // === helpers ===
+
+/// Whether it takes away where a node is of which nobody said that: it costs room and does nothing.
+fn is_coordinate_that_is_not_there(state: &State, op: &Op) -> bool {
+    let all = keys::record(COORDINATES, "");
+    let name = op.key().strip_prefix(all.as_str());
+    matches!(op, Op::Delete { .. })
+        && name.is_some_and(|name| state.record(COORDINATES, name).is_none())
+}
 
 fn planned(world: &World, change: &CatalogOp) -> Result<Txn, CatalogError> {
     let catalog = world.catalog();

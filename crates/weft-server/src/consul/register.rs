@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use weft_base::limits::STORE_TXN_OPS_MAX;
 use weft_kinds::views::catalog::{
     CheckRecord, NodeRecord, Registration, Status, TaggedAddress, Weights,
 };
@@ -110,6 +111,11 @@ pub fn service_checks(
     // Clients send an empty object for no check.
     bodies.retain(|b| b.values().any(|v| !v.is_null() && v.as_str() != Some("")));
     bodies.extend(fields.objects("Checks")?);
+    if bodies.len() > STORE_TXN_OPS_MAX {
+        let (found, most) = (bodies.len(), STORE_TXN_OPS_MAX);
+        let text = format!("Checks: {found} in one request, of {most} at most; send them in parts");
+        return Err(Refusal::bad(text));
+    }
     let many = bodies.len() > 1;
     let mut out = Vec::with_capacity(bodies.len());
     for (index, body) in bodies.into_iter().enumerate() {

@@ -191,6 +191,39 @@ fn a_large_node_goes_in_transactions_that_fit() {
 }
 
 #[test]
+fn a_node_whose_last_instance_fits_no_more_goes_in_parts() {
+    let mut w = World::new();
+    let ids: Vec<String> = (0..CHECKS_PER_INSTANCE_MAX).map(|n| format!("c{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    // The node's own two changes are the ones that did not fit behind these.
+    for n in 0..46 {
+        let txn = register(w.catalog(), request(&format!("a{n:02}"), &[])).unwrap();
+        apply(&mut w, &txn);
+    }
+    let txn = register(w.catalog(), request("z", &ids)).unwrap();
+    apply(&mut w, &txn);
+    while w.catalog().node("n").is_some() {
+        let txn = deregister_node(w.catalog(), "n", false);
+        assert!(txn.ops.len() <= weft_base::limits::STORE_TXN_OPS_MAX, "{}", txn.ops.len());
+        apply(&mut w, &txn);
+    }
+}
+
+#[test]
+fn an_instance_has_no_more_checks_than_can_go_with_it() {
+    let mut w = World::new();
+    let of = |from: usize| (0..30).map(|n| format!("c{}", from + n)).collect::<Vec<_>>();
+    let (first, second) = (of(0), of(30));
+    let ids = |all: &[String]| all.iter().map(|id| ttl(id)).collect();
+    let txn = register(w.catalog(), ServiceRequest { checks: ids(&first), ..request("w", &[]) });
+    apply(&mut w, &txn.unwrap());
+    let more = ServiceRequest { checks: ids(&second), ..request("w", &[]) };
+    let why = register(w.catalog(), more.clone()).unwrap_err().to_string();
+    assert!(why.contains("60") && why.contains("checks"), "{why}");
+    assert!(register(w.catalog(), ServiceRequest { replace_checks: true, ..more }).is_ok());
+}
+
+#[test]
 fn limits_are_named() {
     let w = World::new();
     let mut large = request("w", &[]);
