@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
@@ -48,7 +49,8 @@ pub struct Report {
     pub leases: u64,
     pub value_bytes: u64,
     pub file_bytes: u64,
-    /// A crash left it open; opening it repairs that, and nothing acknowledged is lost.
+    /// A crash left it open; opening it repairs that, and leaves out a newest write that is not
+    /// whole on disk, as one that the crash cut short is.
     pub left_open: bool,
     /// What should not be.
     pub faults: Vec<String>,
@@ -80,15 +82,15 @@ pub fn check(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
         let file_bytes = size(path)?;
         let (overlay, written) = Overlay::open(path).map_err(|e| StoreError::path(path, e))?;
         let mut builder = Database::builder();
-        let left_open = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let left_open = Arc::new(AtomicBool::new(false));
         let (noted, told) = (left_open.clone(), progress.clone());
         builder.set_repair_callback(move |session| {
-            noted.store(true, std::sync::atomic::Ordering::Relaxed);
+            noted.store(true, Ordering::Relaxed);
             told("repairing a copy in memory", percent(session.progress()), 100);
         });
         let mut db = builder.create_with_backend(overlay).map_err(|e| unusable(path, e))?;
         let mut report = Report { file_bytes, ..Report::default() };
-        report.left_open = left_open.load(std::sync::atomic::Ordering::Relaxed);
+        report.left_open = left_open.load(Ordering::Relaxed);
         progress("checking pages", 0, 0);
         match db.check_integrity() {
             Ok(true) => {}
@@ -172,7 +174,8 @@ fn wrongs<'a>(
 /// When it is beyond repair, as one is with damage in a page that is in use, or there is no room
 /// for a copy: then the log is as it was.
 pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
-    size(path)?;
+    // What is beyond repair is not touched.
+    check(path, progress).map_err(StoreError::beyond_repair)?;
     progress("keeping a copy", 0, 0);
     let kept = keep(path, "before-repair", copy)?;
     let mended = guarded(path, || mend(path, progress));
@@ -193,9 +196,17 @@ pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
 }
 
 fn mend(path: &Path, progress: &Progress) -> Result<Vec<String>, StoreError> {
-    let told = progress.clone();
-    let mut db = disk::database(path, move |done| told("repairing", percent(done), 100))?;
+    let left_open = Arc::new(AtomicBool::new(false));
+    let (noted, told) = (left_open.clone(), progress.clone());
+    let mut db = disk::database(path, move |done| {
+        noted.store(true, Ordering::Relaxed);
+        told("repairing", percent(done), 100);
+    })?;
     let mut mended = Vec::new();
+    // A newest write that was not whole is not there any more, whatever kept it from being so.
+    if left_open.load(Ordering::Relaxed) {
+        mended.push("rebuilt what a crash left open".into());
+    }
     progress("checking pages", 0, 0);
     match db.check_integrity() {
         Ok(true) => {}

@@ -192,7 +192,10 @@ fn tell(log: &Path, report: &Report) {
         report.file_bytes
     );
     if report.left_open {
-        crate::say!("a crash left it open: opening it repairs that, and loses nothing");
+        crate::say!(
+            "a crash left it open: opening it repairs that, and leaves out a newest write that is \
+             not whole on disk"
+        );
     }
     for fault in &report.faults {
         crate::say!("fault: {fault}");
