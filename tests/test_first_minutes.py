@@ -209,7 +209,7 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     mesh.stop(how=signal.SIGHUP)
     assert mesh.process.returncode == 0
     # Who was killed is gone when the kernel has come round to it.
-    until("all have ended", lambda: [pid for pid in tree if alive(pid)] == [], seconds=10)
+    until("all have ended", lambda: [pid for pid in tree if alive(pid)] == [], seconds=30)
 
 
 def test_down_and_reset_work_as_the_messages_say(tmp_path):

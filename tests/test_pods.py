@@ -505,8 +505,8 @@ def test_nothing_is_left(folder, user, how):
     until("no namespace is left", lambda: not held & holders(made))
     assert machine() == before
     # Who was killed is gone when the kernel has come round to it.
-    until("no group is left", lambda: groups(mesh) == [], seconds=10)
-    until("no process is left", lambda: not [p for p in tree if alive(p)], seconds=10)
+    until("no group is left", lambda: groups(mesh) == [], seconds=30)
+    until("no process is left", lambda: not [p for p in tree if alive(p)], seconds=30)
     # The next start works as the first did.
     again = Mesh(folder / "m", folder / "data", user=user, extra=["--pods=namespace"],
                  program=mesh.program).start()

@@ -191,7 +191,7 @@ def test_ctrl_c_ends_every_child_and_a_second_up_continues(tmp_path):
     assert len(tree) >= 1 + 8 + 7
     mesh.stop()
     # Who was killed is gone when the kernel has come round to it.
-    until("every child has ended", lambda: [pid for pid in tree if alive(pid)] == [], seconds=10)
+    until("every child has ended", lambda: [pid for pid in tree if alive(pid)] == [], seconds=30)
     mesh.start()
     try:
         assert mesh.get("/api/v1/namespaces/shop/services/user").json()["metadata"]["uid"] == uid

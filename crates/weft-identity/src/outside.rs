@@ -21,7 +21,7 @@ use thiserror::Error;
 use weft_base::clock::Clock;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::prelude::FromDer;
+use x509_parser::prelude::{FromDer, X509Version};
 
 use crate::guards;
 use crate::provider::{TlsTime, has_aes, provider};
@@ -128,6 +128,9 @@ pub fn is_pair(chain_pem: &str, key_pem: &str) -> Result<(), PemError> {
     }
     let first = CertificateDer::from_pem_slice(chain_pem.as_bytes())?;
     let (_, leaf) = X509Certificate::from_der(&first).map_err(|_| PemError::Malformed)?;
+    if leaf.version() != X509Version::V1 {
+        return Err(PemError::Malformed);
+    }
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(PemError::NoKey)?;
     let key = provider().key_provider.load_private_key(key).map_err(PemError::Key)?;
     match key.public_key() {
