@@ -389,7 +389,7 @@ pub struct ProxyArgs {
     pub allow_unsupported: bool,
     #[command(flatten)]
     pub succession: crate::proxy::Succession,
-    /// Only say whether the file can be served.
+    /// Only say whether the file, and what is said beside it, can be served.
     #[arg(long, conflicts_with = "xds")]
     pub check: bool,
     /// Who this proxy is: `sidecar~NAMESPACE~POD` or `gateway~NAMESPACE~GATEWAY`.

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 pub enum StoreCommand {
     /// Look at every page and record of a log at rest; nothing is changed.
     Check(AtRest),
-    /// Mend a log at rest: pages, then records. What it was is kept beside it when that helped.
+    /// Mend a log at rest: pages, then records. A copy stays beside it when anything was mended.
     Repair(AtRest),
     /// Write a backup: the log as of one revision, and the authority's key. Keep it secret.
     Backup(BackupArgs),
